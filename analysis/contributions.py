@@ -1,0 +1,184 @@
+"""How much each layer and sublayer adds to the stream, and in which direction.
+
+Norm ratios ‖a‖/‖h‖, ‖m‖/‖h+a‖ and ‖c‖/‖h‖ (denominators at least 1e-6), and cosines cos(a, h),
+cos(m, h+a) and cos(c, h), with c = a + m, averaged over tokens; from the numbers the worker took
+while the model ran, or once more from stored activations. Source: Csordás et al. 2025, section 3,
+who pool all tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from depthscope.storage.errors import RequestError
+from numpy.typing import NDArray
+
+from .catalogue import LABELS
+from .per_document import RowValues, slice_rows
+from .rows import Piece, RowAxis
+from .store import Run
+from .stored_arrays import StoredArray
+from .summary import Measure, Settings, Summary
+
+Source = Literal["statistics", "activations"]
+
+PARTS = LABELS["part"]
+
+#: Denominators of norm ratios are at least this.
+CLAMP = 1e-6
+
+#: Bytes of float32 activations of a slice of rows; about eight such arrays live at a time.
+ACTIVATION_BYTES = 8 << 20
+
+MEASURES = {
+    "norm_ratio": Measure(
+        "norm of what the part adds over the norm of its input", maximum=True, interval=True
+    ),
+    "cosine": Measure("cosine of what the part adds to its input", interval=True),
+}
+
+
+def contributions(run: Run, source: Source = "statistics", **settings: Any) -> xr.Dataset:
+    """Norm ratios and cosines of attention, MLP and whole layer, for both token sets.
+
+    Parameters
+    ----------
+    run
+        From ``open``; a selection by ``where`` is respected.
+    source
+        ``statistics`` for the worker's numbers of every row, ``activations`` to compute them again
+        from the stored residual and sublayer outputs.
+    settings
+        Fields of ``Settings``: resamples, seed, level, out, scheduler, workers, progress.
+
+    Returns
+    -------
+    xarray.Dataset
+        Axes token_set (all, content), part (attention, mlp, layer), layer; variables
+        norm_ratio_mean, _max, _low, _high, cosine_mean, _low, _high, and count (token_set).
+
+    Raises
+    ------
+    RequestError
+        The store lacks the arrays; the message names the option that makes them.
+    """
+    values: RowValues
+    if source == "statistics":
+        values = StatisticsValues(run.stored("norm_ratio"), run.stored("cosine"))
+    elif source == "activations":
+        values = ActivationValues.of(run)
+    else:
+        raise RequestError(f"unknown source {source!r}; use statistics or activations")
+    summary = Summary(
+        "contributions" if source == "statistics" else f"contributions_{source}",
+        {"part": np.array(PARTS), "layer": np.arange(run.layers)},
+        MEASURES,
+        {"source": source, "clamp": CLAMP},
+    )
+    return summary.result(run, values, Settings(**settings))
+
+
+@dataclass(frozen=True, eq=False)
+class StatisticsValues:
+    """Ratios and cosines as the worker stored them."""
+
+    norm_ratio: StoredArray
+    cosine: StoredArray
+
+    names = tuple(MEASURES)
+
+    @property
+    def axis(self) -> RowAxis:
+        """Rows that have statistics."""
+        return self.norm_ratio.axis
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(part, layer)."""
+        return self.norm_ratio.shape[:2]
+
+    @property
+    def slice_rows(self) -> int:
+        """Rows that fit into memory at a time."""
+        return slice_rows(len(self.names), self.shape)
+
+    def read(self, piece: Piece) -> NDArray[Any]:
+        """(2, part, layer, rows) float32."""
+        return np.stack([self.norm_ratio.read(piece), self.cosine.read(piece)])
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationValues:
+    """Ratios and cosines computed from stored activations, a layer of a few rows at a time."""
+
+    residual: StoredArray
+    attention_output: StoredArray
+    mlp_output: StoredArray
+    places: tuple[int, ...]
+    """Where the points 0 to L-1 are along the residual's first axis."""
+
+    names = tuple(MEASURES)
+
+    @classmethod
+    def of(cls, run: Run) -> ActivationValues:
+        """Find the arrays.
+
+        Raises
+        ------
+        RequestError
+            An array, or one of the points 0 to L-1, is not stored.
+        """
+        names = ("residual", "attention_output", "mlp_output")
+        residual, attention_output, mlp_output = (run.stored(name) for name in names)
+        missing = [layer for layer in range(run.layers) if layer not in run.points]
+        if missing:
+            raise RequestError(
+                f"the points {', '.join(map(str, missing))} are not stored, so contributions "
+                "cannot be computed from activations: extract with --points all, or use the "
+                "statistics"
+            )
+        places = tuple(run.points.index(layer) for layer in range(run.layers))
+        return cls(residual, attention_output, mlp_output, places)
+
+    @property
+    def axis(self) -> RowAxis:
+        """Rows whose sublayer outputs are stored."""
+        return self.mlp_output.axis
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(part, layer)."""
+        return len(PARTS), len(self.places)
+
+    @property
+    def slice_rows(self) -> int:
+        """Rows that fit into memory at a time."""
+        hidden = self.residual.shape[-1]
+        return max(1, min(ACTIVATION_BYTES // (4 * hidden), slice_rows(2, self.shape)))
+
+    def read(self, piece: Piece) -> NDArray[Any]:
+        """(2, part, layer, rows) float64."""
+        values = np.empty((len(self.names), *self.shape, len(piece)))
+        for layer, place in enumerate(self.places):
+            h = self.residual.read(piece, place, as_float32=True)
+            a = self.attention_output.read(piece, layer, as_float32=True)
+            m = self.mlp_output.read(piece, layer, as_float32=True)
+            middle, change = h + a, a + m
+            for part, (added, base) in enumerate(((a, h), (m, middle), (change, h))):
+                values[0, part, layer], values[1, part, layer] = _compare(added, base)
+        return values
+
+
+def _compare(
+    added: NDArray[np.float32], base: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Norm ratio and cosine per row; sums in float64, since squares of massive values overflow."""
+    dot = np.einsum("nd,nd->n", added, base, dtype=np.float64)
+    size, length = (np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64)) for x in (added, base))
+    with np.errstate(invalid="ignore"):
+        ratio = size / np.maximum(length, CLAMP)
+        cosine = dot / np.maximum(size * length, np.finfo(np.float32).tiny)
+    return ratio, np.clip(cosine, -1, 1)

@@ -1,0 +1,6 @@
+"""``python -m depthscope.jobs`` is the command line."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

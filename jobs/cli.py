@@ -1,0 +1,223 @@
+"""The command line. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from depthscope.storage.errors import RequestError
+
+from .errors_to_exit import FAILED, SUCCESS, WRONG_REQUEST, exit_codes, say
+from .options import options_of, resolve
+from .progress import Progress, Silent, progress_for_terminal
+from .spec import ExtractSpec
+
+# Threads that spin while they wait make every other process on the machine several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+_STORE = click.Path(path_type=Path)
+_json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_quiet_flag = click.option("--quiet", is_flag=True, help="Print no progress.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="depthscope")
+def cli() -> None:
+    """What does each layer of a language model do, and does the model use its depth?"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    with exit_codes():
+        try:
+            code = cli.main(arguments, prog_name="depthscope", standalone_mode=False)
+        except click.exceptions.Abort:
+            raise KeyboardInterrupt from None
+        except click.exceptions.NoArgsIsHelpError as error:
+            print(error.format_message())
+            sys.exit(WRONG_REQUEST)
+        except click.ClickException as error:
+            raise RequestError(error.format_message()) from None
+        sys.exit(code if isinstance(code, int) else SUCCESS)
+
+
+@cli.command()
+@options_of(ExtractSpec)
+@_json_flag
+@_quiet_flag
+def extract(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> int:
+    """Run a model over a corpus into a store; the same command resumes it."""
+    from .extract import extract as run
+
+    spec = ExtractSpec(**resolve(ExtractSpec, config, given))
+    result = run(spec, progress=_progress(quiet))
+    content = {**asdict(result), "root": str(result.root)}
+    text = f"{result.root}: {result.rows} rows in {result.tasks} tasks, complete"
+    if result.invalid_documents:
+        text += f"; {result.invalid_documents} documents failed and are kept as invalid rows"
+    if result.nonfinite:
+        text += f"; {result.nonfinite} values are not finite"
+    _answer(as_json, content, text)
+    return SUCCESS
+
+
+@cli.command()
+@click.argument("store", type=_STORE)
+@_json_flag
+def status(store: Path, as_json: bool) -> int:
+    """Say how much of a store is committed."""
+    from depthscope.storage.status import status as read_status
+
+    from .lock import is_running
+
+    found = read_status(store, running=is_running(store))
+    text = (
+        f"{store}: {found.state}, {found.rows_committed} of {found.rows_total} rows, "
+        f"{found.tasks_committed} of {found.tasks_total} tasks committed"
+    )
+    _answer(as_json, asdict(found), text)
+    return SUCCESS
+
+
+@cli.command()
+@click.argument("store", type=_STORE)
+@click.option("--repair", is_flag=True, help="Remove what fails, so that extract fills it again.")
+@_json_flag
+@_quiet_flag
+def verify(store: Path, repair: bool, as_json: bool, quiet: bool) -> int:
+    """Check every digest, row and commit of a store."""
+    from depthscope.storage.verify import verify as check
+
+    from .lock import driver_lock
+
+    progress = _progress(quiet)
+    tick = _ticks(progress)
+    if repair:
+        with driver_lock(store):
+            found = check(store, repair=True, on_progress=tick)
+    else:
+        found = check(store, on_progress=tick)
+    progress.close()
+    lines = [
+        f"{store}: {found.state}, {found.rows_committed} of {found.rows_total} rows, "
+        f"{found.tasks_committed} of {found.tasks_total} tasks committed",
+        *found.problems,
+    ]
+    _answer(as_json, asdict(found), "\n".join(lines))
+    return FAILED if found.problems and not (repair and found.state != "damaged") else SUCCESS
+
+
+@cli.command()
+@click.argument("store", type=_STORE)
+@click.argument("names", nargs=-1)
+@click.option("--source", type=click.Choice(["statistics", "activations"]), default="statistics",
+              help="Reduce the worker's statistics, or compute again from stored activations.")
+@click.option("--scheduler", help="Address of a Dask scheduler, or threads (default).")
+@click.option("--seed", type=int, default=0, help="Seed of the bootstrap.")
+@_json_flag
+@_quiet_flag
+def analyze(
+    store: Path,
+    names: tuple[str, ...],
+    source: str,
+    scheduler: str | None,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Reduce a store to results: contributions, lens."""
+    from depthscope.analysis import analyze as reduce
+
+    progress = _progress(quiet)
+    results = reduce(
+        store, names or None, source=source, scheduler=scheduler, seed=seed,
+        report=progress.message,
+    )
+    content = {name: str(path) for name, path in results.items()}
+    _answer(as_json, content, "\n".join(f"{name}: {path}" for name, path in content.items()))
+    return SUCCESS
+
+
+@cli.command()
+@click.argument("store", type=_STORE)
+@click.argument("sql")
+@click.option("--points", help="Add residual vectors of these points: all, or 0,8,16.")
+@click.option("--out", type=click.Path(path_type=Path),
+              help="Write to .parquet, .csv, .npz or .zarr instead of printing.")
+@click.option("--partial", is_flag=True, help="Use tasks that are committed for some points only.")
+@_json_flag
+@_quiet_flag
+def query(
+    store: Path, sql: str, points: str | None, out: Path | None, partial: bool, as_json: bool,
+    quiet: bool,
+) -> int:
+    """Ask a store with SQL over its tables tokens and documents."""
+    from depthscope.analysis import run_query
+
+    progress = _progress(quiet)
+    result = run_query(store, sql, points=points, out=out, partial=partial, progress=_ticks(progress))
+    progress.close()
+    if out is not None:
+        _answer(as_json, {"out": str(out), "rows": result.rows}, f"{out}: {result.rows} rows")
+    elif as_json:
+        print(result.table.to_json(orient="records", force_ascii=False))
+    else:
+        print(result.table.to_string(index=False))
+    return SUCCESS
+
+
+@cli.command()
+@click.argument("stores", type=_STORE, nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The page to write.")
+@_quiet_flag
+def report(stores: tuple[Path, ...], out: Path, quiet: bool) -> int:
+    """Write one page with the figures and tables of one or several stores."""
+    from depthscope.analysis import write_report
+
+    write_report(list(stores), out)
+    print(out)
+    return SUCCESS
+
+
+@cli.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-output"),
+              show_default=True, help="Folder for corpus, store and report.")
+@click.option("--engine", type=click.Choice(["ray", "process"]), default="ray", show_default=True,
+              help="Where the tasks run.")
+@_quiet_flag
+def demo(out: Path, engine: str, quiet: bool) -> int:
+    """Run the whole trip on the built-in model, to a report, in minutes."""
+    from .demo import demo as run
+
+    run(out, engine=engine, progress=_progress(quiet))
+    return SUCCESS
+
+
+def _progress(quiet: bool) -> Progress:
+    return Silent() if quiet else progress_for_terminal()
+
+
+def _ticks(progress: Progress) -> Any:
+    started = False
+
+    def tick(done: int, total: int) -> None:
+        nonlocal started
+        if not started:
+            progress.start(total, 0)
+            started = True
+        progress.tick(done, {})
+
+    return tick
+
+
+def _answer(as_json: bool, content: dict[str, Any], text: str) -> None:
+    print(json.dumps(content, default=str) if as_json else text)
+
+
+__all__ = ["cli", "main", "say"]

@@ -1,0 +1,196 @@
+"""`depthscope extract`: lay the store out, run the tasks that are open, finish the store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from depthscope.pipeline.worker import WorkerSettings, hardware
+from depthscope.storage.commits import Commit, CommitLog, invalid_documents
+from depthscope.storage.errors import RequestError, WorkFailed
+from depthscope.storage.run_record import RunRecord
+from depthscope.storage.tables import mark_invalid
+from depthscope.storage.tasks import Selections
+
+from .dispatch import Dispatcher, Outcome, Pool
+from .lock import driver_lock
+from .prepare import prepare
+from .progress import Progress, Silent
+from .spec import ExtractSpec
+from .stopping import stop_on_signals
+
+#: Makes a pool of workers; engines and tests each have their own.
+PoolFactory = Callable[[WorkerSettings, ExtractSpec], Pool]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What an extraction did.
+
+    Attributes
+    ----------
+    root
+        The store.
+    rows, tasks
+        Rows of the store, and its tasks.
+    committed
+        Tasks that this run committed; the others were there before.
+    nonfinite
+        Values that are not finite, in this run's tasks.
+    invalid_documents
+        Documents that failed and are kept as invalid rows.
+    """
+
+    root: Path
+    rows: int
+    tasks: int
+    committed: int
+    nonfinite: int
+    invalid_documents: int
+
+
+def extract(
+    spec: ExtractSpec, *, progress: Progress | None = None, pool: PoolFactory | None = None
+) -> Extraction:
+    """Run the extraction, or what is left of it.
+
+    Raises
+    ------
+    RequestError
+        The request is wrong; the store is untouched.
+    WorkFailed
+        Some tasks failed for good; everything else is committed.
+    Stopped
+        A signal ended the run; the same command resumes it.
+    """
+    progress = progress or Silent()
+    _check_schedule(spec)
+    record, folder = prepare(spec, progress.message)
+    with driver_lock(spec.out), stop_on_signals() as stop:
+        log = CommitLog(spec.out)
+        log.drop_partial()
+        done = set(log.complete_tasks(int(record.model["layers"])))
+        counts = {"nonfinite": 0}
+        if len(done) < record.tasks:
+            settings = _settings(spec, record, folder, log)
+            outcome = _run(spec, record, settings, done, progress, counts, stop, pool or make_pool)
+        else:
+            outcome = Outcome()
+        failed_documents = invalid_documents(spec.out)
+        if outcome.failed:
+            errors = list(dict.fromkeys(outcome.failed.values()))
+            raise WorkFailed(
+                f"{len(outcome.failed)} of {record.tasks} tasks failed, the others are committed: "
+                + " | ".join(errors[:5])
+            )
+        mark_invalid(spec.out, failed_documents)
+    return Extraction(
+        spec.out,
+        record.rows,
+        record.tasks,
+        outcome.committed,
+        counts["nonfinite"],
+        len(failed_documents),
+    )
+
+
+def _run(
+    spec: ExtractSpec,
+    record: RunRecord,
+    settings: WorkerSettings,
+    done: set[int],
+    progress: Progress,
+    counts: dict[str, int],
+    stop: Callable[[], str | None],
+    pool: PoolFactory,
+) -> Outcome:
+    selections = Selections(spec.out, record)
+    before = sum(_rows(record, task) for task in done)
+    progress.start(record.rows, before)
+    workers = pool(settings, spec)
+
+    def committed(commit: Commit) -> None:
+        counts["nonfinite"] += sum(commit.nonfinite.values())
+        for place, number in commit.nonfinite.items():
+            progress.message(f"task {commit.task}: {number} values are not finite at {place}")
+
+    try:
+        return Dispatcher(
+            workers,
+            (selections.task(i) for i in range(record.tasks) if i not in done),
+            retries=spec.retries,
+            on_commit=committed,
+            on_tick=progress.tick,
+            on_warning=progress.message,
+            stop=stop,
+        ).run()
+    finally:
+        workers.close()
+        progress.close()
+
+
+def make_pool(settings: WorkerSettings, spec: ExtractSpec) -> Pool:
+    """The workers of the engine that the request names."""
+    if spec.engine == "process":
+        from .process_pool import ProcessPool
+
+        return ProcessPool(settings)
+    from .ray_pool import RayPool
+
+    gpus = _gpus(spec)
+    return RayPool(settings, spec.workers or 1, spec.address, gpus)
+
+
+def _gpus(spec: ExtractSpec) -> float:
+    if spec.gpus_per_worker is not None:
+        return spec.gpus_per_worker
+    import torch
+
+    return torch.cuda.device_count() / (spec.workers or 1)
+
+
+def _settings(
+    spec: ExtractSpec, record: RunRecord, folder: Path, log: CommitLog
+) -> WorkerSettings:
+    earlier = next(log.commits(), None)
+    recorded = int(earlier.hardware.get("threads", 0)) if earlier else 0
+    threads = spec.threads or recorded or max(1, (os.cpu_count() or 1) // (spec.workers or 1))
+    if earlier is not None and not spec.allow_mixed_hardware:
+        _check_hardware(dict(earlier.hardware), hardware(threads), spec.address)
+    return WorkerSettings(
+        root=Path(os.path.abspath(spec.out)),
+        folder=Path(os.path.abspath(folder)),
+        threads=threads,
+        lens_bytes=int(spec.lens_memory),
+        window_bytes=int(spec.window_memory),
+        on_error=spec.on_error,
+        allow_nonfinite=spec.allow_nonfinite,
+        offload_folder=spec.offload_folder,
+        trust_remote_code=spec.trust_remote_code,
+    )
+
+
+def _check_hardware(
+    earlier: dict[str, object], now: dict[str, object], address: str | None
+) -> None:
+    """Refuse to mix kinds of hardware; on a cluster, only the workers know their device."""
+    known = [k for k in earlier if not (address and k in ("device", "threads", "capability"))]
+    if differing := [f"{k} {earlier[k]} → {now.get(k)}" for k in known if earlier[k] != now.get(k)]:
+        raise RequestError(
+            f"the store was begun on other hardware ({', '.join(differing)}), which changes last "
+            "bits: use the same, or give --allow-mixed-hardware"
+        )
+
+
+def _check_schedule(spec: ExtractSpec) -> None:
+    # The two other schedules will stand beside `Worker`; the store does not know which one ran.
+    if spec.schedule in ("staged", "sweep"):
+        raise RequestError(f"--schedule {spec.schedule} is not available yet: give resident or auto")
+    if spec.engine == "process" and (spec.address or (spec.workers or 1) > 1):
+        raise RequestError("--engine process has one worker: use --engine ray for more")
+
+
+def _rows(record: RunRecord, task: int) -> int:
+    return min(record.rows, (task + 1) * record.task_rows) - task * record.task_rows

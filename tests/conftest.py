@@ -1,0 +1,130 @@
+"""Tiny random models, made on the spot, and corpora for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+VOCABULARY = 258
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, so that any text can be tokenised and offsets are easy to foresee."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0, "<eos>": 1} | {c: i + 2 for i, c in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 3 layers and width 32, in float32."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(7)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            initializer_range=0.2,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def sentences(count: int, seed: int = 0, longest: int = 60) -> list[str]:
+    """Random words, of very different lengths."""
+    draw = random.Random(seed)
+    words = ["one", "layer", "adds", "what", "the", "next", "reads", "and", "so", "on", "é"]
+    return [" ".join(draw.choices(words, k=draw.randint(1, longest // 5))) for _ in range(count)]
+
+
+def write_jsonl(path: Path, records: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """40 documents with a field of their own."""
+    return write_jsonl(
+        tmp_path / "corpus.jsonl",
+        [{"text": text, "kind": f"k{i % 3}"} for i, text in enumerate(sentences(40))],
+    )
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def depthscope(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The real command line, in a process of its own, away from the repository."""
+    away = tmp_path_factory.mktemp("cwd")
+
+    def run(*arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "depthscope.jobs", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=away,
+            env={**os.environ, **environment},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """One real Ray cluster for the whole session; its address."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 4,
+            "object_store_memory": 100 << 20,
+            "include_dashboard": False,
+        },
+    )
+    yield str(cluster.address)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def shared_data(name: str) -> Path:
+    """A real data set that lies beside the project; skips the test where it does not."""
+    path = SHARED / name
+    if not path.is_file():
+        pytest.skip(f"{name} is not beside the project: this test needs that data set")
+    return path
