@@ -78,7 +78,7 @@ class Run:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """The content of run.json; of the first store where several are open."""
+        """The content of run.json, of the first store where several are open."""
         record = self.snapshots[0].record
         return {**vars(record), "identity": record.identity}
 
@@ -89,7 +89,10 @@ class Run:
 
     @property
     def residual(self) -> xr.DataArray:
-        """The residual stream: (point, row, hidden), in the store's dtype."""
+        """The residual stream: (point, row, hidden), in the store's dtype.
+
+        numpy computes with bfloat16 slowly or not at all: reduce ``.astype("float32")``.
+        """
         return self._array("residual")
 
     @property

@@ -1,9 +1,9 @@
 """Arrays of one or several stores as one lazy Dask array, read through the shard reader.
 
 A block is one point (or all layers of one quantity), whole chunks of rows, and at most about 64 MB.
-Slices are fused into the read, so ``array[3, 100:200]`` reads those rows only. A selection of rows
-made by ``Run.where`` is already part of the row axis: its blocks gather exactly their rows, sorted
-and merged, however they are scattered.
+Dask fuses a slice into the read, so ``array[3, 100:200]`` reads those rows only; a list of rows it
+does not. A selection made by ``Run.where`` or ``Run.at`` is therefore part of the row axis: its
+blocks gather exactly their rows, sorted and merged, however they are scattered.
 """
 
 from __future__ import annotations

@@ -163,7 +163,6 @@ def _settings(
         root=Path(os.path.abspath(spec.out)),
         folder=Path(os.path.abspath(folder)),
         threads=threads,
-        lens_bytes=int(spec.lens_memory),
         window_bytes=int(spec.window_memory),
         on_error=spec.on_error,
         allow_nonfinite=spec.allow_nonfinite,

@@ -38,6 +38,9 @@ from .groups import array_plans, item_size
 from .room import check_room
 from .spec import ExtractSpec
 
+#: Token ids that have no embedding fail on the worker, where ``--on-error`` decides about them.
+_ANY_ID = 1 << 31
+
 #: Libraries whose versions run.json keeps.
 SOFTWARE = ("depthscope", "torch", "transformers", "accelerate", "ray", "zarr", "numpy", "tokenizers")
 
@@ -101,6 +104,7 @@ def _identity(
         "codec": codec,
         "batch_tokens": batch_tokens,
         "batches": spec.batches,
+        "lens_memory": int(spec.lens_memory),
         "task_rows": task_rows,
     }
 
@@ -138,11 +142,11 @@ def _lay_out(
     try:
         report("tokenising the corpus")
         with TableWriter(StorePaths(place), text=spec.text) as writer:
-            corpus = tokenize_corpus(spec, load_tokenizer(folder), model.context, writer)
+            corpus = tokenize_corpus(spec, _tokenizer(spec, folder), model.context, writer, vocabulary=_ANY_ID)
         record = _record(spec, model, corpus, points, place)
         plans = _create_arrays(place, spec, model, record, points)
         if spec.head:
-            export_head(folder, model).save(place)
+            export_head(folder, model, spec.trust_remote_code).save(place)
         check_room(out.parent, plans, record)
         shutil.rmtree(StorePaths(place).partial, ignore_errors=True)
         record.save(place)
@@ -272,6 +276,10 @@ def _create_arrays(
     for plan in plans:
         create_array(place, plan)
     return plans
+
+
+def _tokenizer(spec: ExtractSpec, folder: Path) -> Any:
+    return load_tokenizer(folder, spec.trust_remote_code)
 
 
 def parse_points(text: str, layers: int) -> tuple[int, ...]:

@@ -26,8 +26,8 @@ class ExtractSpec(CorpusSpec):
     dtype: str | None = None
     """Precision of weights and computation: bfloat16, float16 or float32 (default: the checkpoint's)."""
 
-    attention: str = "sdpa"
-    """Attention implementation, as transformers names it: sdpa, eager, flash_attention_2."""
+    attention: str = "auto"
+    """Attention implementation, as transformers names it (auto: sdpa where the model has it, else eager)."""
 
     points: Text = "all"
     """Points of the residual stream to store: all, none, or numbers such as 0,8,16 (0 is the embedding)."""
@@ -95,7 +95,7 @@ class ExtractSpec(CorpusSpec):
     allow_mixed_hardware: bool = False
     """Continue a store on another device kind, thread count or library version."""
 
-    lens_memory: ByteSize = ByteSize(64 << 20)
+    lens_memory: ByteSize = ByteSize(128 << 20)
     """Largest rows × vocabulary array that lens values may use."""
 
     window_memory: ByteSize = ByteSize(512 << 20)

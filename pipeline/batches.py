@@ -72,11 +72,12 @@ class Batch:
         """Tokens of the documents, padding apart."""
         return sum(piece.length for piece in self.pieces)
 
-    def valid(self) -> torch.Tensor:
-        """bool (lines × width): which places hold a document's token."""
+    def holds(self, first: int, last: int) -> torch.Tensor:
+        """bool (lines × width): which places hold one of the corpus rows ``first`` to ``last`` - 1."""
         mask = torch.zeros(self.input_ids.numel(), dtype=torch.bool)
         for piece, offset in zip(self.pieces, self.offsets, strict=True):
-            mask[offset : offset + piece.length] = True
+            start = offset + max(0, first - piece.first_row)
+            mask[start : offset + min(piece.length, last - piece.first_row)] = True
         return mask
 
     def next_ids(self) -> torch.Tensor:

@@ -76,10 +76,12 @@ def find_poison(body: Body, batch: Batch) -> dict[int, str]:
     return poisoned
 
 
-def count_nonfinite(body: Body, batch: Batch) -> tuple[dict[str, int], list[int]]:
-    """Run the batch again and count, at every point, values of real rows that are not finite."""
+def count_nonfinite(
+    body: Body, batch: Batch, rows: tuple[int, int]
+) -> tuple[dict[str, int], list[int]]:
+    """Run the batch again; count values that are not finite at every point, in these corpus rows."""
     counts: dict[str, int] = {}
-    valid = batch.valid()
+    valid = batch.holds(*rows)
     bad_rows = torch.zeros_like(valid)
 
     def count(point: int, hidden: torch.Tensor) -> None:

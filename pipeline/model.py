@@ -23,8 +23,6 @@ from .capture import OnLayer, OnPoint, capture, check_identity
 from .checkpoint import read_json, tokenizer_digest, weight_files
 from .demo_model import demo_folder
 from .description import DTYPES, ModelInfo, one_line, quiet, refuse_quantised
-from .description import describe_model as describe_model
-from .head_export import export_head as export_head
 from .hub import hub_folder
 
 _PROBE_TOKENS = 16

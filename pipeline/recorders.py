@@ -6,6 +6,7 @@ import queue
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -48,6 +49,14 @@ class BlockPool:
         self._free.put(block)
 
 
+class Plane(NamedTuple):
+    """One point, or what one sublayer adds: its array, its place in the model and in the array."""
+
+    array: str
+    place: int
+    index: int
+
+
 class ActivationRecorder:
     """Stores points, and what sublayers add, of one task.
 
@@ -58,16 +67,17 @@ class ActivationRecorder:
     def __init__(
         self,
         plans: Mapping[str, ArrayPlan],
-        planes: Sequence[tuple[str, int]],
+        planes: Sequence[Plane],
         stored: StoredRange,
         pool: BlockPool,
     ) -> None:
         self.stored = stored
         self._plans, self._planes, self._pool = plans, planes, pool
-        self._plane = {key: number for number, key in enumerate(planes)}
+        self._plane = {(p.array, p.place): number for number, p in enumerate(planes)}
         self._plan = next(iter(plans.values()))
         self._base = stored.first
         self._block: torch.Tensor | None = None
+        self._rest: torch.Tensor | None = None
         self._copy: RowCopy | None = None
 
     @property
@@ -79,12 +89,11 @@ class ActivationRecorder:
         """Make room for every row that the window's documents store."""
         end = max((int(t[-1]) + 1 for p in window if len(t := self.stored.of_piece(p)[1])), default=0)
         rows = max(end - self._base, 0)
-        carried = self._block
         self._block = self._pool.take(
             len(self._planes), rows, self._plan.shape[-1], _TORCH[self._plan.dtype]
         )
-        if carried is not None:
-            self._block[:, : carried.shape[1]] = carried
+        if self._rest is not None:
+            self._block[:, : self._rest.shape[1]] = self._rest
         self._end = max(end, self._base)
 
     def begin(self, batch: Batch) -> None:
@@ -106,22 +115,28 @@ class ActivationRecorder:
                     float("nan")
                 )
 
-    def close_window(self, files: TaskFiles, writer: WriteBehind) -> Future[object] | None:
+    def close_window(self, files: TaskFiles, writer: WriteBehind) -> Future[object]:
         """Hand the whole chunks to the writer and keep the rest."""
         block, base, chunk = self._block, self._base, self._plan.chunk[1]
         if block is None:
-            return None
+            raise RuntimeError("no window is open")
         whole = self._end if self._end == self.stored.last else self._end // chunk * chunk
         count = max(0, whole - base)
-        self._block = block[:, count : self._end - base].clone()
+        self._rest, self._block = block[:, count : self._end - base].clone(), None
         self._base = base + count
         return writer.submit(partial(self._write, files, block, base, count))
+
+    def release(self) -> None:
+        """Hand the block back when the task fails."""
+        if self._block is not None:
+            self._pool.give(self._block)
+            self._block = None
 
     def _write(self, files: TaskFiles, block: torch.Tensor, base: int, count: int) -> None:
         try:
             rows = as_numpy(block[:, :count])
-            for plane, (array, index) in enumerate(self._planes):
-                files.write_rows(self._plans[array], index, base, rows[plane])
+            for number, plane in enumerate(self._planes):
+                files.write_rows(self._plans[plane.array], plane.index, base, rows[number])
         finally:
             self._pool.give(block)
 

@@ -23,7 +23,7 @@ import torch
 
 from depthscope.storage.commits import Commit, CommitLog
 from depthscope.storage.head import Head
-from depthscope.storage.layout import ACTIVATIONS, LENS, STATISTICS
+from depthscope.storage.layout import ACTIVATIONS, LENS, STATISTICS, StorePaths
 from depthscope.storage.run_record import RunRecord
 from depthscope.storage.tasks import Selections, Task
 
@@ -36,11 +36,12 @@ from .faults import (
     count_nonfinite,
     find_poison,
 )
+from .head_export import export_head
 from .lens import LENS_VALUES, LensMeasure
 from .description import ModelInfo
 from .model import Body, load_body
 from .needs import needed_pieces, stored_ranges
-from .recorders import ActivationRecorder, BlockPool, LensRecorder, StatisticsRecorder
+from .recorders import ActivationRecorder, BlockPool, LensRecorder, Plane, StatisticsRecorder
 from .write_behind import TaskFiles, WriteBehind, plans_by_name
 
 
@@ -56,8 +57,6 @@ class WorkerSettings:
         The model's folder.
     threads
         Intra-op threads.
-    lens_bytes
-        Budget for any rows × vocabulary array.
     window_bytes
         About how many bytes of activations are held before they are handed to the writer.
     on_error
@@ -73,7 +72,6 @@ class WorkerSettings:
     root: Path
     folder: Path
     threads: int
-    lens_bytes: int = 64 << 20
     window_bytes: int = 512 << 20
     on_error: str = "stop"
     allow_nonfinite: bool = False
@@ -141,18 +139,22 @@ class Worker:
         self.activations = plans_by_name(
             root, [f"{ACTIVATIONS}/{name}" for name in ("residual", *sublayers)]
         )
-        self.planes = [("residual", point) for point in self.record.points]
-        self.planes = self.planes if "residual" in self.activations else []
+        self.planes = [Plane("residual", p, i) for i, p in enumerate(self.record.points)]
         for name in sublayers:
             if name in self.activations:
-                self.planes += [(name, layer) for layer in range(info.layers)]
+                self.planes += [Plane(name, layer, layer) for layer in range(info.layers)]
         self.statistics = plans_by_name(
             root, [f"{STATISTICS}/{name}" for name in ("norm", "norm_ratio", "cosine")]
         )
         self.lens_plans = plans_by_name(root, [f"{LENS}/{name}" for name in LENS_VALUES])
         self.lens: LensMeasure | None = None
         if self.lens_plans:
-            self.lens = LensMeasure(Head.load(root), self.settings.lens_bytes, self.body.device)
+            head = (
+                Head.load(root)
+                if StorePaths(root).head.exists()
+                else export_head(self.settings.folder, info, self.settings.trust_remote_code)
+            )
+            self.lens = LensMeasure(head, int(self.spec["lens_memory"]), self.body.device)
         self._checked = False
 
     def run(self, task: Task) -> Commit | None:
@@ -191,6 +193,7 @@ class Worker:
                 run = TaskRun(self, task, files)
                 run.go()
         except BaseException:
+            # Behind what the task has queued already, so that nothing is written after it.
             self._writer.submit(files.abort)
             raise
         commit = Commit(
@@ -254,6 +257,7 @@ class TaskRun:
         self.invalid: dict[int, str] = {}
         self.nonfinite: dict[str, int] = {}
         self.rows_run = 0
+        self._finite = True
         self.written: list[Future[object]] = []
 
     def go(self) -> None:
@@ -261,17 +265,21 @@ class TaskRun:
         spec, record = self.worker.spec, self.worker.record
         row_bytes = max(1, len(self.worker.planes)) * int(record.model["hidden"]) * 4
         tokens = max(4 * int(spec["batch_tokens"]), self.worker.settings.window_bytes // row_bytes)
+        pack = spec["batches"] == "packed"
         for window in windows(self.pieces, tokens):
-            if self.activations is not None:
-                self.activations.open_window(window)
-            pack = spec["batches"] == "packed"
             batches = micro_batches(window, int(spec["batch_tokens"]), pack=pack, pad_id=0)
-            for batch in batches:
-                self._batch(batch)
-            if self.activations is not None:
-                future = self.activations.close_window(self.files, self.worker._writer)
-                if future is not None:
-                    self.written.append(future)
+            if self.activations is None:
+                for batch in batches:
+                    self._batch(batch)
+                continue
+            self.activations.open_window(window)
+            try:
+                for batch in batches:
+                    self._batch(batch)
+            except BaseException:
+                self.activations.release()
+                raise
+            self.written.append(self.activations.close_window(self.files, self.worker._writer))
 
     def _batch(self, batch: Batch) -> None:
         try:
@@ -309,12 +317,14 @@ class TaskRun:
         started = time.perf_counter()
         self.body.run(
             batch.input_ids.to(self.body.device),
-            on_point=partial(self._point, batch),
+            on_point=self._point,
             on_layer=self._layer if sublayers else None,
             position_ids=batch.position_ids,
         )
         inside = sum(self.clock.seconds()[k] - before[k] for k in ("copy", "statistics"))
         self.clock.add("compute", time.perf_counter() - started - inside)
+        if not self._finite:
+            self._refuse_nonfinite(batch)
         with self.clock.measure("statistics"):
             if self.statistics is not None:
                 self.statistics.end()
@@ -324,15 +334,15 @@ class TaskRun:
         self.rows_run += batch.tokens
         self.worker.rows_done += batch.tokens
 
-    def _point(self, batch: Batch, point: int, hidden: torch.Tensor) -> None:
+    def _point(self, point: int, hidden: torch.Tensor) -> None:
         with self.clock.measure("copy"):
             if self.activations is not None:
                 self.activations.take("residual", point, hidden)
             if self.lens is not None:
                 self.lens.take(hidden)
             # The stream only ever adds, so a value that is not finite stays so up to the last point.
-            if point == self.body.info.layers and not bool(torch.isfinite(hidden).all()):
-                self._refuse_nonfinite(batch)
+            if point == self.body.info.layers:
+                self._finite = bool(torch.isfinite(hidden).all())
 
     def _layer(self, layer: int, h: torch.Tensor, a: torch.Tensor, m: torch.Tensor) -> None:
         if self.statistics is not None:
@@ -344,7 +354,7 @@ class TaskRun:
                 self.activations.take("mlp_output", layer, m)
 
     def _refuse_nonfinite(self, batch: Batch) -> None:
-        counts, documents = count_nonfinite(self.body, batch)
+        counts, documents = count_nonfinite(self.body, batch, self.task.rows)
         if not counts:
             return
         if not self.worker.settings.allow_nonfinite:

@@ -1,7 +1,8 @@
 """The registered Zarr v3 data type ``bfloat16`` for zarr-python, which does not know it by itself.
 
-Importing this module is enough. The project also declares the entry point ``zarr.data_type``, but
-zarr-python up to 3.1.6 collects these entry points without ever loading them. Values keep their
+Importing this module is enough, and installing the project is: it declares the entry point
+``zarr.data_type``, and one of ``zarr.buffer`` (zarr's own buffer under our name), because zarr-python
+up to 3.1.6 collects the first kind without ever loading it. Values keep their
 bits: nothing is converted on the way in or out.
 """
 
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self, TypeGu
 
 import ml_dtypes
 import numpy as np
+from zarr.core.buffer.cpu import Buffer
 from zarr.core.dtype.common import DataTypeValidationError, HasEndianness, HasItemSize
 from zarr.core.dtype.npy.common import FloatLike, float_from_json_v3, float_to_json_v3
 from zarr.core.dtype.wrapper import ZDType
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from zarr.core.common import JSON, ZarrFormat
     from zarr.core.dtype.common import DTypeJSON
     from zarr.core.dtype.wrapper import TBaseDType
+
+__all__ = ["NATIVE", "BFloat16", "Buffer"]
 
 NATIVE: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -53,8 +54,9 @@ class ShardFile:
     """
 
     def __init__(self, path: Path, chunks: int, chunk_bytes: int | None) -> None:
-        self._file = -1
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not `__del__`: the interpreter may have taken `os` apart by the time it would run.
+        weakref.finalize(self, os.close, self._file)
         status = os.fstat(self._file)
         self.identity = _identity(status)
         length = index_bytes(chunks)
@@ -139,10 +141,6 @@ class ShardFile:
         if _WILL_NEED is not None:
             os.posix_fadvise(self._file, offset, length, _WILL_NEED)
         return False
-
-    def __del__(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
 
 
 class ShardCache:

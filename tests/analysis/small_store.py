@@ -1,7 +1,7 @@
 """Small stores made by zarr-python, pyarrow and json alone, following the layout of design.md.
 
-The numbers are random, so every expected value is computed from the arrays kept here, by plain loops in
-float64. What belongs to uncommitted tasks is either missing or filled with ``POISON``.
+The numbers are random, so every expected value is computed from the arrays kept here, by plain
+loops in float64. What belongs to uncommitted tasks is either missing or filled with ``POISON``.
 """
 
 from __future__ import annotations
@@ -258,7 +258,9 @@ def _arrays(store: SmallStore, kind: Any, sublayers: bool) -> None:
         _coordinate(activations / "layer", layers, "layer")
         names = ("layer", "row", "hidden")
         for name, values in (("attention_output", store.a), ("mlp_output", store.m)):
-            _array(store, activations / name, values[:, rows].astype(kind), names, rows, shard, chunk)
+            _array(
+                store, activations / name, values[:, rows].astype(kind), names, rows, shard, chunk
+            )
     statistics = store.root / "statistics.zarr"
     _coordinate(statistics / "layer", layers, "layer")
     _coordinate(statistics / "row", np.arange(store.rows), "row")
@@ -290,7 +292,10 @@ def _array(
     chunk_rows: int,
 ) -> None:
     at = names.index("row")
-    inner = [1 if n in ("point", "layer", "quantity", "part") else values.shape[i] for i, n in enumerate(names)]
+    inner = [
+        1 if n in ("point", "layer", "quantity", "part") else values.shape[i]
+        for i, n in enumerate(names)
+    ]
     if "layer" in names and "hidden" not in names:
         inner[1] = values.shape[1]
     if names == ("point", "row"):

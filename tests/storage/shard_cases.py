@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 
 def random_values(plan: ArrayPlan, seed: int = 0) -> NDArray[Any]:
-    """Every bit at random, so NaNs with payloads, infinities and subnormals are among the values."""
+    """Every bit at random: NaNs with payloads, infinities and subnormals are among them."""
     shape = (*plan.shape, plan.numpy_dtype.itemsize)
     bits = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     return bits.view(plan.numpy_dtype)[..., 0]
@@ -34,7 +33,7 @@ def store(
             part = shard_values(plan, shard, values)
             written = write_shard(plan, shard, part, root / "partial")
             (root / written.path).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(written.temporary, root / written.path)
+            written.temporary.rename(root / written.path)
 
 
 def select(values: NDArray[Any], selection: Sequence[Any]) -> NDArray[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from depthscope.storage.arrays import (
     create_group,
     read_coordinate,
 )
+from depthscope.storage.bfloat16 import BFloat16
 from depthscope.storage.errors import Damage, RequestError
 
 PLAN = ArrayPlan(
@@ -67,7 +67,7 @@ def test_plans_that_do_not_fit_are_refused(change: dict[str, object], said: str)
 
 
 @pytest.mark.parametrize(
-    ("codec", "dtype"), itertools.product(["none", "zstd"], ["bfloat16", "float32"])
+    ("codec", "dtype"), [(c, d) for c in ("none", "zstd") for d in ("bfloat16", "float32")]
 )
 def test_a_created_array_is_read_back_as_planned(tmp_path: Path, codec: str, dtype: str) -> None:
     plan = ArrayPlan("g/a", (3, 10), dtype, ("layer", "row"), (3, 2), (3, 4), codec, {"a": [1]})
@@ -77,6 +77,7 @@ def test_a_created_array_is_read_back_as_planned(tmp_path: Path, codec: str, dty
     assert ArrayPlan.read(tmp_path, "g/a") == plan
     array = zarr.open_array(tmp_path / "g/a", mode="r")
     assert array.shape == (3, 10)
+    assert isinstance(array.metadata.data_type, BFloat16) == (dtype == "bfloat16")
     assert array.chunks == (3, 2)
     assert array.shards == (3, 4)
     assert array.metadata.dimension_names == ("layer", "row")
