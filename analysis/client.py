@@ -6,7 +6,7 @@ read from the store by themselves, so a cluster needs nothing but the same file 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,12 +24,12 @@ def compute_on(address: str | None = None, *, workers: int | None = None) -> Ite
     Parameters
     ----------
     address
-        None for the threads of this process, ``local`` for a cluster of processes on this machine,
-        otherwise the address of a running Dask scheduler.
+        None or ``threads`` for the threads of this process, ``local`` for a cluster of processes
+        on this machine, otherwise the address of a running Dask scheduler.
     workers
         Threads, or processes of a local cluster; None leaves it to Dask.
     """
-    if address is None:
+    if address in (None, "threads"):
         with dask.config.set(scheduler="threads", num_workers=workers):
             yield
         return
@@ -50,13 +50,14 @@ class TaskProgress(Callback):  # type: ignore[misc]
     """Reports the finished tasks of a computation on local threads; a cluster has its dashboard."""
 
     def __init__(self, report: Progress | None) -> None:
-        super().__init__(start=self._begin, posttask=self._step)
+        super().__init__(start_state=self._begin, posttask=self._step)
         self._report = report
         self._done = 0
         self._total = 0
 
-    def _begin(self, graph: Any) -> None:
-        self._done, self._total = 0, len(graph)
+    def _begin(self, _: Any, state: Mapping[str, Any]) -> None:
+        self._done = 0
+        self._total = len(state["ready"]) + len(state["waiting"])
 
     def _step(self, *_: Any) -> None:
         self._done += 1

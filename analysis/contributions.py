@@ -107,7 +107,8 @@ class StatisticsValues:
 
     def read(self, piece: Piece) -> NDArray[Any]:
         """(2, part, layer, rows) float32."""
-        return np.stack([self.norm_ratio.read(piece), self.cosine.read(piece)])
+        values = np.stack([self.norm_ratio.read(piece), self.cosine.read(piece)])
+        return _without_infinite_bases(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +170,15 @@ class ActivationValues:
             middle, change = h + a, a + m
             for part, (added, base) in enumerate(((a, h), (m, middle), (change, h))):
                 values[0, part, layer], values[1, part, layer] = _compare(added, base)
-        return values
+        return _without_infinite_bases(values)
+
+
+def _without_infinite_bases(values: NDArray[Any]) -> NDArray[Any]:
+    """Ratios and cosines, (2, ...), with both NaN where either is not finite."""
+    # The ratio to an infinite norm is a harmless-looking 0; only the cosine shows it.
+    broken = np.logical_not(np.isfinite(values).all(axis=0))
+    values[:, broken] = np.nan
+    return values
 
 
 def _compare(

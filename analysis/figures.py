@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .charts import Chart, Curve, Panel
 
@@ -38,18 +38,20 @@ def draw(chart: Chart) -> Figure:
     with rc_context(_RC):
         columns = min(len(chart.panels), 3 if len(chart.panels) == 3 else 2)
         rows = -(-len(chart.panels) // columns)
-        height = 1.5 + 2.75 * rows
+        height = 1.2 + 2.75 * rows
         figure = Figure(figsize=(10.0, height), dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False, sharey="all" if chart.same_y else False)
+        axes = figure.subplots(
+            rows, columns, squeeze=False, sharey="all" if chart.same_y else False
+        )
         for panel, axis in zip(chart.panels, axes.flat, strict=False):
             _draw_panel(panel, axis)
         for axis in axes.flat[len(chart.panels) :]:
             axis.set_visible(False)
         _head(figure, chart, height)
-        top = 1 - (1.05 + 0.17 * max(_lines(panel.title) for panel in chart.panels)) / height
+        top = 1 - (0.72 + 0.17 * max(_lines(panel.title) for panel in chart.panels)) / height
         figure.subplots_adjust(left=0.07, right=0.985, top=top, bottom=0.55 / height,
-                               wspace=0.2 if columns == 2 else 0.26, hspace=0.5)  # fmt: skip
+                               wspace=0.2 if columns == 2 else 0.26, hspace=0.42)  # fmt: skip
     return figure
 
 
@@ -83,7 +85,7 @@ def _draw_panel(panel: Panel, axis: Axes) -> None:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(10, (1, 2, 5), numticks=12))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_locator(NullLocator())
     if panel.y_range is not None:
         axis.set_ylim(panel.y_range)
     if all(np.array_equal(curve.x, np.round(curve.x)) for curve in panel.curves):
@@ -97,7 +99,9 @@ def _draw_panel(panel: Panel, axis: Axes) -> None:
 def _draw_curve(curve: Curve, axis: Axes) -> None:
     style = curve.style
     if curve.low is not None and curve.high is not None:
-        axis.fill_between(curve.x, curve.low, curve.high, color=style.colour, alpha=0.2, linewidth=0)
+        axis.fill_between(
+            curve.x, curve.low, curve.high, color=style.colour, alpha=0.2, linewidth=0
+        )
     axis.plot(
         curve.x,
         curve.mean,

@@ -91,7 +91,7 @@ def run_query(
     store
         A store, several of one model, or an opened run.
     sql
-        The statement.
+        The statement; rows come in its order, which only ORDER BY decides.
     points
         Points whose residuals are added to every row, ``all``, or text such as ``0,8,16``; the
         answer then needs a ``row`` column.

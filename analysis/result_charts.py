@@ -14,6 +14,7 @@ from .charts import (
     TOKEN_SET_STYLES,
     Chart,
     Curve,
+    Floats,
     Panel,
     Style,
 )
@@ -50,21 +51,19 @@ _LENS = (
 LENS_PANELS: Mapping[str, tuple[str, str, tuple[float, float] | None]] = {
     "kl": ("Distance to the final prediction", "KL divergence (nats)", None),
     "entropy": ("Uncertainty of the prediction", "Entropy (nats)", None),
-    "top5_overlap": ("Top-5 overlap", "Share of the final five best tokens", (0.0, 1.03)),
-    "top1_agreement": ("Top-1 agreement", "Share of tokens with the final best guess", (0.0, 1.03)),
+    "top5_overlap": ("Top-5 overlap", "Share of the final five", (0.0, 1.03)),
+    "top1_agreement": ("Top-1 agreement", "Share of tokens", (0.0, 1.03)),
 }
 
 
 def contribution_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart]:
     """Norm ratios and cosines over layers, a panel per token set, a curve per part."""
     ratios = [_contribution_panel(result, name, "norm_ratio") for name in _token_sets(result)]
-    cosines = [
-        _contribution_panel(result, name, "cosine", reference=0.0) for name in _token_sets(result)
-    ]
+    cosines = [_contribution_panel(result, name, "cosine") for name in _token_sets(result)]
     subtitle = f"{model}, {len(result.layer)} layers. {INTERVAL_NOTE}"
     return (
         Chart("contributions", "How much each layer adds to the residual stream", subtitle,
-              _NORM_RATIO, tuple(ratios)),
+              _NORM_RATIO, tuple(ratios), same_y=True),
         Chart("cosines", "Whether each layer strengthens or erases what the stream holds", subtitle,
               _COSINE, tuple(cosines), same_y=True),
     )  # fmt: skip
@@ -101,7 +100,8 @@ def comparison_charts(
         if len(contributions) > 1:
             panels = tuple(_compared_parts(contributions, variable, token_set))
             subtitle = _compared_samples(contributions, token_set)
-            charts.append(Chart(f"compared_{variable}", title, subtitle, explanation, panels))
+            same = variable == "cosine"
+            charts.append(Chart(f"compared_{variable}", title, subtitle, explanation, panels, same))
     if len(lenses) > 1:
         panels = tuple(_compared_lenses(lenses, token_set))
         subtitle = _compared_samples(lenses, token_set)
@@ -110,29 +110,18 @@ def comparison_charts(
 
 
 def sample_size(result: xr.Dataset, token_set: str) -> str:
-    """Such as ``14,203 tokens of 240 documents``."""
+    """Such as ``14,203 tokens of 240 documents``; without documents where they are unknown."""
     tokens = int(result["count"].sel(token_set=token_set))
-    return f"{tokens:,} tokens{documents_phrase(result, token_set)}"
+    documents = result.attrs.get("documents", {}).get(token_set)
+    sample = _number(tokens, "token")
+    return sample if documents is None else f"{sample} of {_number(documents, 'document')}"
 
 
-def documents_phrase(result: xr.Dataset, token_set: str) -> str:
-    """Such as `` of 240 documents``; empty where the result does not say."""
-    if "documents" in result:
-        found = result["documents"]
-        number = int(found.sel(token_set=token_set) if "token_set" in found.dims else found)
-    elif "documents" in result.attrs:
-        number = int(result.attrs["documents"])
-    else:
-        return ""
-    return f" of {number:,} document{'' if number == 1 else 's'}"
+def _number(value: int, noun: str) -> str:
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
-def _contribution_panel(
-    result: xr.Dataset,
-    token_set: str,
-    variable: str,
-    reference: float | None = None,
-) -> Panel:
+def _contribution_panel(result: xr.Dataset, token_set: str, variable: str) -> Panel:
     chosen = result.sel(token_set=token_set)
     curves = tuple(
         _curve(chosen.sel(part=part), variable, PART_NAMES[part], PART_STYLES[part])
@@ -145,8 +134,8 @@ def _contribution_panel(
         "Norm ratio (mean over tokens)" if ratio else "Cosine with the stream (mean over tokens)",
         curves,
         None,
-        ratio and _wide(curves),
-        reference,
+        ratio and _wide(result["norm_ratio_mean"].values),
+        None if ratio else 0.0,
     )
 
 
@@ -162,7 +151,7 @@ def _compared_parts(
             )
             for (label, result), style in _styled(results)
         )
-        wide = variable == "norm_ratio" and _wide(curves)
+        wide = variable == "norm_ratio" and _wide(*(curve.mean for curve in curves))
         reference = 0.0 if variable == "cosine" else None
         panels.append(Panel(PART_NAMES[part], "Relative depth (layer / layers)", y_label, curves,
                             None, wide, reference))  # fmt: skip
@@ -219,7 +208,7 @@ def _token_sets(result: xr.Dataset) -> Sequence[str]:
     return [name for name in TOKEN_SETS if name in result.token_set.values]
 
 
-def _wide(curves: Sequence[Curve]) -> bool:
+def _wide(*values: Floats) -> bool:
     """Whether values span so much that a linear axis would hide most of them."""
-    values = np.concatenate([curve.mean[np.isfinite(curve.mean)] for curve in curves])
-    return len(values) > 0 and values.min() > 0 and values.max() / values.min() > 15
+    joined = np.concatenate([array[np.isfinite(array)] for array in values])
+    return len(joined) > 0 and joined.min() > 0 and bool(joined.max() / joined.min() > 15)

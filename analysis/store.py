@@ -7,7 +7,7 @@ worker is still writing. Nothing is read before it is computed, and a block is a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Run:
     def info(self) -> Mapping[str, Any]:
         """The content of run.json, of the first store where several are open."""
         record = self.snapshots[0].record
-        return {**vars(record), "identity": record.identity}
+        return {**asdict(record), "identity": record.identity}
 
     @property
     def layers(self) -> int:

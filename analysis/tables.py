@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from .rows import RowAxis
 from .snapshot import Snapshot
 
+#: A store with more holes than this between its committed rows looks tasks up in a table.
+MOST_RANGES = 64
+
 
 def connect(
     snapshots: Sequence[Snapshot], selected: NDArray[np.int64] | None = None
@@ -128,11 +131,18 @@ def _tokens_of(snapshot: Snapshot, several: bool) -> str:
     if snapshot.invalid:
         failed = f"SELECT document FROM invalid_{snapshot.index}"
         changed.append(f"valid AND document NOT IN ({failed}) AS valid")
-    where = ""
-    if not snapshot.whole:
-        size = snapshot.record.task_rows
-        where = f" WHERE row // {size} IN (SELECT task FROM tasks_{snapshot.index})"
+    where = "" if snapshot.whole else f" WHERE {_committed(snapshot)}"
     return _from_file(StorePaths(snapshot.root).tokens, snapshot, several, changed, where)
+
+
+def _committed(snapshot: Snapshot) -> str:
+    ranges = snapshot.row_ranges
+    if len(ranges) > MOST_RANGES:
+        size = snapshot.record.task_rows
+        return f"row // {size} IN (SELECT task FROM tasks_{snapshot.index})"
+    # Unlike a join, ranges keep the order of the file and skip row groups.
+    terms = (f"row BETWEEN {first} AND {last - 1}" for first, last in ranges)
+    return " OR ".join(terms) or "false"
 
 
 def _documents_of(snapshot: Snapshot, several: bool) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from depthscope.storage.errors import RequestError
 
 from .errors_to_exit import FAILED, SUCCESS, WRONG_REQUEST, exit_codes, say
@@ -116,8 +115,12 @@ def verify(store: Path, repair: bool, as_json: bool, quiet: bool) -> int:
 @cli.command()
 @click.argument("store", type=_STORE)
 @click.argument("names", nargs=-1)
-@click.option("--source", type=click.Choice(["statistics", "activations"]), default="statistics",
-              help="Reduce the worker's statistics, or compute again from stored activations.")
+@click.option(
+    "--source",
+    type=click.Choice(["statistics", "activations"]),
+    default="statistics",
+    help="Reduce the worker's statistics, or compute again from stored activations.",
+)
 @click.option("--scheduler", help="Address of a Dask scheduler, or threads (default).")
 @click.option("--seed", type=int, default=0, help="Seed of the bootstrap.")
 @_json_flag
@@ -136,7 +139,11 @@ def analyze(
 
     progress = _progress(quiet)
     results = reduce(
-        store, names or None, source=source, scheduler=scheduler, seed=seed,
+        store,
+        names or None,
+        source=source,
+        scheduler=scheduler,
+        seed=seed,
         report=progress.message,
     )
     content = {name: str(path) for name, path in results.items()}
@@ -148,20 +155,30 @@ def analyze(
 @click.argument("store", type=_STORE)
 @click.argument("sql")
 @click.option("--points", help="Add residual vectors of these points: all, or 0,8,16.")
-@click.option("--out", type=click.Path(path_type=Path),
-              help="Write to .parquet, .csv, .npz or .zarr instead of printing.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write to .parquet, .csv, .npz or .zarr instead of printing.",
+)
 @click.option("--partial", is_flag=True, help="Use tasks that are committed for some points only.")
 @_json_flag
 @_quiet_flag
 def query(
-    store: Path, sql: str, points: str | None, out: Path | None, partial: bool, as_json: bool,
+    store: Path,
+    sql: str,
+    points: str | None,
+    out: Path | None,
+    partial: bool,
+    as_json: bool,
     quiet: bool,
 ) -> int:
     """Ask a store with SQL over its tables tokens and documents."""
     from depthscope.analysis import run_query
 
     progress = _progress(quiet)
-    result = run_query(store, sql, points=points, out=out, partial=partial, progress=_ticks(progress))
+    result = run_query(
+        store, sql, points=points, out=out, partial=partial, progress=_ticks(progress)
+    )
     progress.close()
     if out is not None:
         _answer(as_json, {"out": str(out), "rows": result.rows}, f"{out}: {result.rows} rows")
@@ -186,16 +203,26 @@ def report(stores: tuple[Path, ...], out: Path, quiet: bool) -> int:
 
 
 @cli.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-output"),
-              show_default=True, help="Folder for corpus, store and report.")
-@click.option("--engine", type=click.Choice(["ray", "process"]), default="ray", show_default=True,
-              help="Where the tasks run.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-output"),
+    show_default=True,
+    help="Folder for corpus, store and report.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["ray", "process"]),
+    default="ray",
+    show_default=True,
+    help="Where the tasks run.",
+)
 @_quiet_flag
 def demo(out: Path, engine: str, quiet: bool) -> int:
     """Run the whole trip on the built-in model, to a report, in minutes."""
     from .demo import demo as run
 
-    run(out, engine=engine, progress=_progress(quiet))
+    run(out, engine="process" if engine == "process" else "ray", progress=_progress(quiet))
     return SUCCESS
 
 

@@ -1,10 +1,10 @@
 """Handing tasks to workers: a dynamic queue with retries, back-up attempts and a clean stop.
 
-Every engine offers a `Pool`; what happens to tasks is decided here alone. Each worker has a task that
-computes and one that is being written. A task that fails is tried again a bounded number of times.
-When the queue is empty and a task takes far longer than its like, an idle worker tries it too: the
-commit decides who was first, so a worker that hangs holds nothing up and harms nothing. Time per task
-does not depend on how many there are.
+Every engine offers a `Pool`; what happens to tasks is decided here alone. Each worker has a task
+that computes and one that is being written. A task that fails is tried again a bounded number of
+times. When the queue is empty and a task takes far longer than its like, an idle worker tries it
+too: the commit decides who was first, so a worker that hangs holds nothing up and harms nothing.
+Time per task does not depend on how many there are.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pydantic import ValidationError
-
 from depthscope.storage.errors import RequestError, Stopped, WorkFailed
+from pydantic import ValidationError
 
 SUCCESS, FAILED, WRONG_REQUEST, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 

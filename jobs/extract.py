@@ -151,9 +151,7 @@ def _gpus(spec: ExtractSpec) -> float:
     return torch.cuda.device_count() / (spec.workers or 1)
 
 
-def _settings(
-    spec: ExtractSpec, record: RunRecord, folder: Path, log: CommitLog
-) -> WorkerSettings:
+def _settings(spec: ExtractSpec, record: RunRecord, folder: Path, log: CommitLog) -> WorkerSettings:
     earlier = next(log.commits(), None)
     recorded = int(earlier.hardware.get("threads", 0)) if earlier else 0
     threads = spec.threads or recorded or max(1, (os.cpu_count() or 1) // (spec.workers or 1))
@@ -186,7 +184,9 @@ def _check_hardware(
 def _check_schedule(spec: ExtractSpec) -> None:
     # The two other schedules will stand beside `Worker`; the store does not know which one ran.
     if spec.schedule in ("staged", "sweep"):
-        raise RequestError(f"--schedule {spec.schedule} is not available yet: give resident or auto")
+        raise RequestError(
+            f"--schedule {spec.schedule} is not available yet: give resident or auto"
+        )
     if spec.engine == "process" and (spec.address or (spec.workers or 1) > 1):
         raise RequestError("--engine process has one worker: use --engine ray for more")
 

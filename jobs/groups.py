@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from depthscope.pipeline.lens import LENS_VALUES
 from depthscope.pipeline.description import ModelInfo
+from depthscope.pipeline.lens import LENS_VALUES
 from depthscope.storage.arrays import ArrayPlan
 from depthscope.storage.layout import ACTIVATIONS, LENS, STATISTICS
 from depthscope.storage.run_record import GroupLayout

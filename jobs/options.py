@@ -1,4 +1,4 @@
-"""Command-line options made from a pydantic model: one place for names, types, defaults and help."""
+"""Command-line options from a pydantic model: one place for names, types, defaults and help."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 import yaml
+from depthscope.storage.errors import RequestError
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-
-from depthscope.storage.errors import RequestError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -1,8 +1,8 @@
 """Laying a store out: everything about it is decided, checked and written before a worker starts.
 
-The store is prepared under a temporary name beside its place and renamed as a whole, so a request that
-turns out to be wrong leaves nothing, and a store that exists is always complete in its plan. Cost: one
-pass over the corpus's text; no weights are loaded.
+The store is prepared under a temporary name beside its place and renamed as a whole, so a request
+that turns out to be wrong leaves nothing, and a store that exists is always complete in its plan.
+Cost: one pass over the corpus's text; no weights are loaded.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from depthscope.pipeline.corpus_key import corpus_key
-from depthscope.pipeline.head_export import export_head
 from depthscope.pipeline.description import ModelInfo, describe_model
+from depthscope.pipeline.head_export import export_head
 from depthscope.pipeline.model import load_tokenizer, resolve_folder
+from depthscope.pipeline.statistics import PARTS, QUANTITIES
 from depthscope.pipeline.tokens import CorpusSummary, tokenize_corpus
 from depthscope.storage.arrays import ArrayPlan, create_array, create_coordinate, create_group
 from depthscope.storage.errors import RequestError
@@ -33,6 +32,7 @@ from depthscope.storage.run_record import GroupLayout, RunRecord, differences
 from depthscope.storage.tables import TableWriter
 from depthscope.storage.tasks import choose_task_rows, crossing_rows, selection_layout
 from depthscope.storage.token_table import TokenTable
+from numpy.typing import NDArray
 
 from .groups import array_plans, item_size
 from .room import check_room
@@ -42,7 +42,16 @@ from .spec import ExtractSpec
 _ANY_ID = 1 << 31
 
 #: Libraries whose versions run.json keeps.
-SOFTWARE = ("depthscope", "torch", "transformers", "accelerate", "ray", "zarr", "numpy", "tokenizers")
+SOFTWARE = (
+    "depthscope",
+    "torch",
+    "transformers",
+    "accelerate",
+    "ray",
+    "zarr",
+    "numpy",
+    "tokenizers",
+)
 
 
 def prepare(
@@ -64,7 +73,11 @@ def prepare(
     if record is not None:
         spec = spec.defaults_from(dict(record.identity_fields))
     model = describe_model(
-        folder, spec.dtype, spec.attention, name=spec.model, trust_remote_code=spec.trust_remote_code
+        folder,
+        spec.dtype,
+        spec.attention,
+        name=spec.model,
+        trust_remote_code=spec.trust_remote_code,
     )
     if record is not None:
         _check_identity(spec, record, model)
@@ -138,11 +151,14 @@ def _lay_out(
         _remove_stale(out)
         place.mkdir(parents=True)
     except OSError as error:
-        raise RequestError(f"{spec.out} cannot be written: {error.strerror}: choose another --out") from error
+        raise RequestError(
+            f"{spec.out} cannot be written: {error.strerror}: choose another --out"
+        ) from error
     try:
         report("tokenising the corpus")
         with TableWriter(StorePaths(place), text=spec.text) as writer:
-            corpus = tokenize_corpus(spec, _tokenizer(spec, folder), model.context, writer, vocabulary=_ANY_ID)
+            tokenizer = load_tokenizer(folder, spec.trust_remote_code)
+            corpus = tokenize_corpus(spec, tokenizer, model.context, writer, vocabulary=_ANY_ID)
         record = _record(spec, model, corpus, points, place)
         plans = _create_arrays(place, spec, model, record, points)
         if spec.head:
@@ -192,7 +208,9 @@ def _record(
     wanted = {"activations": bool(points) or spec.sublayers, "lens": spec.lens_rows != "none"}
     if spec.statistics:
         statistics_bytes = 4 * model.layers
-        groups["statistics"] = selection_layout(corpus.rows, corpus.rows, task_rows, statistics_bytes)
+        groups["statistics"] = selection_layout(
+            corpus.rows, corpus.rows, task_rows, statistics_bytes
+        )
     widths = {"activations": row_bytes, "lens": 4 * (model.layers + 1)}
     for name in ("activations", "lens"):
         if not wanted[name]:
@@ -204,9 +222,7 @@ def _record(
     if not groups:
         raise RequestError("nothing to do: --points none, --no-statistics and --lens-rows none")
     return RunRecord(
-        identity_fields=_identity(
-            spec, model, corpus.digest, task_rows, codec, batch_tokens
-        ),
+        identity_fields=_identity(spec, model, corpus.digest, task_rows, codec, batch_tokens),
         specification=spec.model_dump(mode="json"),
         model=asdict(model),
         corpus={**asdict(corpus), "key": corpus_key(spec)},
@@ -264,7 +280,7 @@ def _create_arrays(
         if spec.sublayers:
             create_coordinate(place, f"{ACTIVATIONS}/layer", layers, "layer")
     if "statistics" in record.groups or "lens" in record.groups:
-        create_group(place, STATISTICS, {"quantity": ["h", "h_mid", "a", "m", "c"], "part": ["attention", "mlp", "layer"]})
+        create_group(place, STATISTICS, {"quantity": list(QUANTITIES), "part": list(PARTS)})
     if "statistics" in record.groups:
         create_coordinate(place, f"{STATISTICS}/layer", layers, "layer")
         rows = np.arange(record.rows, dtype=np.int64)
@@ -276,10 +292,6 @@ def _create_arrays(
     for plan in plans:
         create_array(place, plan)
     return plans
-
-
-def _tokenizer(spec: ExtractSpec, folder: Path) -> Any:
-    return load_tokenizer(folder, spec.trust_remote_code)
 
 
 def parse_points(text: str, layers: int) -> tuple[int, ...]:
@@ -297,7 +309,9 @@ def parse_points(text: str, layers: int) -> tuple[int, ...]:
     try:
         points = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise RequestError(f"--points {text!r}: give all, none, or numbers such as 0,8,16") from None
+        raise RequestError(
+            f"--points {text!r}: give all, none, or numbers such as 0,8,16"
+        ) from None
     if points[0] < 0 or points[-1] > layers:
         wrong = points[0] if points[0] < 0 else points[-1]
         raise RequestError(

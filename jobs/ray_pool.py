@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
-from ray.util.metrics import Counter as RayCounter
-
 from depthscope.pipeline.worker import Worker, WorkerSettings
 from depthscope.storage.commits import Commit
 from depthscope.storage.errors import RequestError
 from depthscope.storage.tasks import Task
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.metrics import Counter as RayCounter
 
 from .dispatch import IN_FLIGHT, Attempt, WorkerLost
 

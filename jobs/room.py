@@ -35,8 +35,8 @@ def check_room(folder: Path, plans: Sequence[ArrayPlan], record: RunRecord) -> N
     free = disk.f_bavail * disk.f_frsize
     if size + _RESERVE > free:
         raise RequestError(
-            f"{folder}: the store needs up to {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB "
-            "free: store fewer --points or --rows, or choose another --out"
+            f"{folder}: the store needs up to {size / 1e9:.2f} GB, the disk has "
+            f"{free / 1e9:.2f} GB free: store fewer --points or --rows, or choose another --out"
         )
     if disk.f_files and files > disk.f_favail:
         raise RequestError(

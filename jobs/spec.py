@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ByteSize, ConfigDict
-
 from depthscope.pipeline.corpus import CorpusSpec
+from pydantic import BeforeValidator, ByteSize, ConfigDict
 
 Text = Annotated[str, BeforeValidator(str)]
 
@@ -24,22 +23,27 @@ class ExtractSpec(CorpusSpec):
     """The store's folder; one that exists is continued."""
 
     dtype: str | None = None
-    """Precision of weights and computation: bfloat16, float16 or float32 (default: the checkpoint's)."""
+    """Precision of weights and computation: bfloat16, float16 or float32 (default: the
+    checkpoint's)."""
 
     attention: str = "auto"
-    """Attention implementation, as transformers names it (auto: sdpa where the model has it, else eager)."""
+    """Attention implementation, as transformers names it (auto: sdpa where the model has it,
+    else eager)."""
 
     points: Text = "all"
-    """Points of the residual stream to store: all, none, or numbers such as 0,8,16 (0 is the embedding)."""
+    """Points of the residual stream to store: all, none, or numbers such as 0,8,16 (0 is the
+    embedding)."""
 
     sublayers: bool = False
     """Store what attention and MLP add to the stream, too."""
 
     rows: Text = "all"
-    """Rows whose activations are stored: all, or an SQL predicate over tokens such as NOT special AND position % 4 = 0."""
+    """Rows whose activations are stored: all, or an SQL predicate over tokens such as NOT
+    special AND position % 4 = 0."""
 
     lens_rows: Text = "32"
-    """Rows that get logit-lens values: all, none, a number of documents drawn with the seed, or an SQL predicate."""
+    """Rows that get logit-lens values: all, none, a number of documents drawn with the seed, or
+    an SQL predicate."""
 
     statistics: bool = True
     """Measure norms, norm ratios and cosines of every row."""
@@ -54,7 +58,8 @@ class ExtractSpec(CorpusSpec):
     """Tokens of a micro-batch, padding included (default: 1024 on a CPU, 16384 on a GPU)."""
 
     batches: Literal["sorted", "packed"] = "sorted"
-    """How documents form micro-batches: sorted by length and padded, or packed behind a block mask."""
+    """How documents form micro-batches: sorted by length and padded, or packed behind a block
+    mask."""
 
     task_rows: int | None = None
     """Corpus rows of a task (default: chosen from the corpus's size and the documents' lengths)."""
@@ -78,7 +83,8 @@ class ExtractSpec(CorpusSpec):
     """Workers, each with the whole model (default: one per node or GPU set; 1 on a CPU)."""
 
     threads: int | None = None
-    """Threads of a worker (default: its share of the cores; a store that is continued keeps its own)."""
+    """Threads of a worker (default: its share of the cores; a store that is continued keeps its
+    own)."""
 
     gpus_per_worker: float | None = None
     """GPUs of a worker (default: all of a node)."""
@@ -87,7 +93,8 @@ class ExtractSpec(CorpusSpec):
     """How often a task that failed is tried again."""
 
     on_error: Literal["stop", "skip"] = "stop"
-    """What a document that fails does: stop the run with everything else committed, or stay as invalid rows."""
+    """What a document that fails does: stop the run with everything else committed, or stay as
+    invalid rows."""
 
     allow_nonfinite: bool = False
     """Store NaN and infinities instead of stopping."""

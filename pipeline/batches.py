@@ -73,7 +73,7 @@ class Batch:
         return sum(piece.length for piece in self.pieces)
 
     def holds(self, first: int, last: int) -> torch.Tensor:
-        """bool (lines × width): which places hold one of the corpus rows ``first`` to ``last`` - 1."""
+        """bool (lines × width): which places hold a corpus row of [first, last)."""
         mask = torch.zeros(self.input_ids.numel(), dtype=torch.bool)
         for piece, offset in zip(self.pieces, self.offsets, strict=True):
             start = offset + max(0, first - piece.first_row)

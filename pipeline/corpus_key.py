@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from blake3 import blake3
-
 from depthscope.storage.atomic import encode_json
 
 from .corpus import CorpusSpec, corpus_sources

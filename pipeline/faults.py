@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-
 from depthscope.storage.errors import WorkFailed
 from depthscope.storage.token_table import TokenTable
 
@@ -30,9 +29,7 @@ class NonFiniteError(WorkFailed):
     """The model produced NaN or infinities."""
 
     @classmethod
-    def of(
-        cls, root: Path, counts: Mapping[str, int], documents: Sequence[int]
-    ) -> NonFiniteError:
+    def of(cls, root: Path, counts: Mapping[str, int], documents: Sequence[int]) -> NonFiniteError:
         """Name the first place and the documents."""
         first, number = next(iter(counts.items()))
         return cls(
@@ -79,7 +76,7 @@ def find_poison(body: Body, batch: Batch) -> dict[int, str]:
 def count_nonfinite(
     body: Body, batch: Batch, rows: tuple[int, int]
 ) -> tuple[dict[str, int], list[int]]:
-    """Run the batch again; count values that are not finite at every point, in these corpus rows."""
+    """Run the batch again; count, at every point, values of these rows that are not finite."""
     counts: dict[str, int] = {}
     valid = batch.holds(*rows)
     bad_rows = torch.zeros_like(valid)

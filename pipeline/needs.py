@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-
-from depthscope.storage.token_table import TokenTable
 from depthscope.storage.tasks import Selections, Task
+from depthscope.storage.token_table import TokenTable
 
 from .batches import Piece
 from .placement import StoredRange
@@ -73,7 +72,7 @@ def _extend(table: TokenTable, pieces: list[Piece], rows: np.ndarray) -> list[Pi
     by_document = {piece.document: piece for piece in pieces}
     for number in np.flatnonzero(wanted):
         start = int(starts[number])
-        by_document[int(documents[number])] = _in_range(
-            table, start, int(rows[upto[number]]) + 1
-        )[-1]
+        by_document[int(documents[number])] = _in_range(table, start, int(rows[upto[number]]) + 1)[
+            -1
+        ]
     return [by_document[document] for document in sorted(by_document)]

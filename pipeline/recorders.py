@@ -11,9 +11,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 import torch
-from numpy.typing import NDArray
-
 from depthscope.storage.arrays import ArrayPlan
+from numpy.typing import NDArray
 
 from .batches import Batch, Piece
 from .clock import Clock
@@ -26,7 +25,7 @@ _TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 class BlockPool:
-    """The worker's two blocks of rows, reused for every window; taking one waits until it is free."""
+    """The worker's two blocks of rows, reused for every window; taking one waits for it."""
 
     def __init__(self, clock: Clock) -> None:
         self._free: queue.Queue[torch.Tensor] = queue.Queue()
@@ -54,7 +53,7 @@ class Plane(NamedTuple):
 
     array: str
     place: int
-    index: int
+    position: int
 
 
 class ActivationRecorder:
@@ -87,7 +86,9 @@ class ActivationRecorder:
 
     def open_window(self, window: Sequence[Piece]) -> None:
         """Make room for every row that the window's documents store."""
-        end = max((int(t[-1]) + 1 for p in window if len(t := self.stored.of_piece(p)[1])), default=0)
+        end = max(
+            (int(t[-1]) + 1 for p in window if len(t := self.stored.of_piece(p)[1])), default=0
+        )
         rows = max(end - self._base, 0)
         self._block = self._pool.take(
             len(self._planes), rows, self._plan.shape[-1], _TORCH[self._plan.dtype]
@@ -136,7 +137,7 @@ class ActivationRecorder:
         try:
             rows = as_numpy(block[:, :count])
             for number, plane in enumerate(self._planes):
-                files.write_rows(self._plans[plane.array], plane.index, base, rows[number])
+                files.write_rows(self._plans[plane.array], plane.position, base, rows[number])
         finally:
             self._pool.give(block)
 

@@ -53,6 +53,8 @@ def _block(h: Tensor, a: Tensor, m: Tensor, out: Tensor) -> None:
         torch.linalg.vector_norm(value, dim=-1, out=out[index])
     products = torch.stack([(a * h).sum(-1), (m * h_mid).sum(-1), (c * h).sum(-1)])
     added, base = out[[2, 3, 4]], out[[0, 1, 0]]
-    out[5:8] = added / base.clamp_min(SMALLEST_NORM)
+    # A finite norm over an infinite one would be a harmless-looking 0.
+    ratio = added / base.clamp_min(SMALLEST_NORM)
+    out[5:8] = torch.where(base.isfinite(), ratio, torch.nan)
     smallest = torch.finfo(torch.float32).tiny
     out[8:11] = (products / (added * base).clamp_min(smallest)).clamp(-1.0, 1.0)

@@ -1,8 +1,8 @@
 """A worker: loads the model once and turns tasks into committed data.
 
-For every task: find the documents it needs, cut them into windows and micro-batches, run the model's
-body, let the recorders take what is asked for, and leave writing, publishing and the commit to the
-write-behind thread. Plain code in one process; engines only place it.
+For every task: find the documents it needs, cut them into windows and micro-batches, run the
+model's body, let the recorders take what is asked for, and leave writing, publishing and the commit
+to the write-behind thread. Plain code in one process; engines only place it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from depthscope.storage.commits import Commit, CommitLog
 from depthscope.storage.head import Head
 from depthscope.storage.layout import ACTIVATIONS, LENS, STATISTICS, StorePaths
@@ -29,6 +28,7 @@ from depthscope.storage.tasks import Selections, Task
 
 from .batches import Batch, micro_batches, windows
 from .clock import Clock
+from .description import ModelInfo
 from .faults import (
     NonFiniteError,
     PoisonedDocumentError,
@@ -38,7 +38,6 @@ from .faults import (
 )
 from .head_export import export_head
 from .lens import LENS_VALUES, LensMeasure
-from .description import ModelInfo
 from .model import Body, load_body
 from .needs import needed_pieces, stored_ranges
 from .recorders import ActivationRecorder, BlockPool, LensRecorder, Plane, StatisticsRecorder
@@ -75,7 +74,7 @@ class WorkerSettings:
     window_bytes: int = 512 << 20
     on_error: str = "stop"
     allow_nonfinite: bool = False
-    max_memory: Mapping[Any, Any] | None = None
+    max_memory: dict[Any, int | str] | None = None
     offload_folder: Path | None = None
     trust_remote_code: bool = False
 
@@ -340,7 +339,7 @@ class TaskRun:
                 self.activations.take("residual", point, hidden)
             if self.lens is not None:
                 self.lens.take(hidden)
-            # The stream only ever adds, so a value that is not finite stays so up to the last point.
+            # The stream only adds, so a value that is not finite stays so up to the last point.
             if point == self.body.info.layers:
                 self._finite = bool(torch.isfinite(hidden).all())
 
@@ -381,10 +380,11 @@ class TaskRun:
                 self._write_shards(path, lens_values, self.lens.stored.first)
 
     def _write_shards(self, path: str, values: Any, first: int) -> None:
-        plans = {p.path: p for p in (*self.worker.statistics.values(), *self.worker.lens_plans.values())}
+        plans = {
+            p.path: p for p in (*self.worker.statistics.values(), *self.worker.lens_plans.values())
+        }
         plan = plans[path]
         shard = plan.shard[-1]
         for start in range(0, values.shape[-1], shard):
             index = (*(0,) * (values.ndim - 1), (first + start) // shard)
             self.files.write_shard(plan, index, values[..., start : start + shard])
-

@@ -1,8 +1,8 @@
 """Writing behind the model: encoding, flushing, publishing and committing on a thread of its own.
 
 The model hands over blocks of finished rows and goes on; two blocks exist per worker, so that when
-the disk is slower than the model, the model waits, and nothing is ever dropped or piled up. A task's
-commit is the last thing its queue entry does.
+the disk is slower than the model, the model waits, and nothing is ever dropped or piled up. A
+task's commit is the last thing its queue entry does.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-
 from depthscope.storage.arrays import ArrayPlan
 from depthscope.storage.commits import ShardRecord, publish_shard
 from depthscope.storage.layout import StorePaths
 from depthscope.storage.shard_writer import ShardWriter, WrittenShard
+from numpy.typing import NDArray
 
 from .clock import Clock
 
@@ -51,7 +50,9 @@ class TaskFiles:
         folder.mkdir(parents=True, exist_ok=True)
         return cls(root, folder, clock)
 
-    def write_rows(self, plan: ArrayPlan, plane: int, first: int, rows: NDArray[np.generic]) -> None:
+    def write_rows(
+        self, plan: ArrayPlan, plane: int, first: int, rows: NDArray[np.generic]
+    ) -> None:
         """Append rows of one plane of a (plane, row, hidden) array.
 
         ``first`` is a stored row at the start of a chunk; ``rows`` ends at a chunk's end, or at the
@@ -69,7 +70,9 @@ class TaskFiles:
             if end % shard == 0 or end == plan.shape[1]:
                 self._close(plan, index)
 
-    def write_shard(self, plan: ArrayPlan, index: tuple[int, ...], data: NDArray[np.generic]) -> None:
+    def write_shard(
+        self, plan: ArrayPlan, index: tuple[int, ...], data: NDArray[np.generic]
+    ) -> None:
         """Write a whole shard from memory, chunk by chunk along its rows (the last axis)."""
         writer = self._writer(plan, index)
         chunk = plan.chunk

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,8 +193,9 @@ class ArrayPlan:
             )
         except (KeyError, IndexError, TypeError) as error:
             raise RequestError(f"{root / path}: not a sharded array of this project") from error
-        if plan.metadata()["codecs"] != found["codecs"]:
-            raise RequestError(f"{root / path}: stored with codecs that this version cannot read")
+        differing = [name for name, value in plan.metadata().items() if found.get(name) != value]
+        if differing:
+            raise RequestError(f"{root / path}: this version cannot read its {_names(differing)}")
         return plan
 
 
@@ -282,5 +283,5 @@ def read_coordinate(root: Path, path: str) -> NDArray[Any]:
     return out
 
 
-def _names(known: Mapping[str, Any] | tuple[str, ...]) -> str:
+def _names(known: Iterable[str]) -> str:
     return ", ".join(known)

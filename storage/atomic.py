@@ -1,8 +1,8 @@
 """Files that appear whole or not at all, and never replace another unasked.
 
 Everything is written under a temporary name, flushed to the disk and then given its real name by
-``link`` (fails when the name is taken) or ``rename`` (for files that may be replaced); the folder is
-flushed after it, so that the name survives a power cut as well.
+``link`` (fails when the name is taken) or ``rename`` (for files that may be replaced); the folder
+is flushed after it, so that the name survives a power cut as well.
 """
 
 from __future__ import annotations

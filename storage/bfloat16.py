@@ -1,9 +1,9 @@
 """The registered Zarr v3 data type ``bfloat16`` for zarr-python, which does not know it by itself.
 
 Importing this module is enough, and installing the project is: it declares the entry point
-``zarr.data_type``, and one of ``zarr.buffer`` (zarr's own buffer under our name), because zarr-python
-up to 3.1.6 collects the first kind without ever loading it. Values keep their
-bits: nothing is converted on the way in or out.
+``zarr.data_type``, and one of ``zarr.buffer`` (zarr's own buffer under our name), because
+zarr-python up to 3.1.6 collects the first kind without ever loading it. Values keep their bits:
+nothing is converted on the way in or out.
 """
 
 from __future__ import annotations

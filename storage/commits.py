@@ -106,7 +106,9 @@ class Commit:
             ) from error
 
 
-def publish_shard(root: Path, plan: ArrayPlan, index: tuple[int, ...], shard: WrittenShard) -> ShardRecord:
+def publish_shard(
+    root: Path, plan: ArrayPlan, index: tuple[int, ...], shard: WrittenShard
+) -> ShardRecord:
     """Give a finished shard its real name, or adopt the sound one that is there already.
 
     Two sound files under one name hold the same rows of the same run: either may stand.

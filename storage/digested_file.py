@@ -1,13 +1,18 @@
 """A new file whose blake3 is computed while it is written, and whose write-back begins early.
 
-The kernel is told to begin writing back every few megabytes, so that the disk works while further
-bytes arrive and the flush at the end finds little left to do.
+A piece is digested by a second thread while the first copies it into the page cache, and the kernel
+is told to begin writing back every few megabytes, so that the disk works meanwhile and the flush at
+the end finds little left to do. Where a core is free this outruns a plain write and flush of the same
+bytes; digesting in the same thread it would be slower (0.85, 2 cores).
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import queue
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +22,8 @@ from blake3 import blake3
 WRITEBACK_BYTES = 4 << 20
 #: Bytes read back at a time where pieces came out of order and the digest has to catch up.
 CATCH_UP_BYTES = 1 << 20
+#: Pieces shorter than this are digested at once: handing them to another thread takes as long.
+BESIDE_BYTES = 128 << 10
 #: SYNC_FILE_RANGE_WRITE of linux/fs.h: begin writing back, do not wait for it.
 _BEGIN = 2
 
@@ -42,7 +49,6 @@ class DigestedFile:
         self.path = path
         self.end = 0
         self._digested = self._written_back = 0
-        # One thread: the model computes on the other cores.
         self._digest = blake3(max_threads=1)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -54,20 +60,18 @@ class DigestedFile:
 
     def write(self, parts: Sequence[memoryview], offset: int) -> None:
         """Write parts (of bytes) one after another from ``offset`` on, wholly."""
-        end = offset
-        rest = list(parts)
-        while rest:
-            written = os.pwritev(self._file, rest, end)
-            end += written
-            while rest and written >= len(rest[0]):
-                written -= len(rest.pop(0))
-            if rest:
-                rest[0] = rest[0][written:]
-        self.end = max(self.end, end)
+        end = offset + sum(map(len, parts))
+        digested = None
         if self._digested == offset:
-            for part in parts:
-                self._digest.update(part)
+            digested = _digest(self._digest, parts)
             self._digested = end
+        try:
+            _write_all(self._file, parts, offset)
+        finally:
+            # The caller may change the parts as soon as this returns.
+            if digested is not None:
+                digested.acquire()
+        self.end = max(self.end, end)
         if self.end - self._written_back >= WRITEBACK_BYTES:
             begin_writeback(self._file, self._written_back, self.end - self._written_back)
             self._written_back = self.end
@@ -94,6 +98,54 @@ class DigestedFile:
     def _close(self) -> None:
         file, self._file = self._file, -1
         os.close(file)
+
+
+def _write_all(file: int, parts: Sequence[memoryview], offset: int) -> None:
+    """Write all parts; the system call alone may stop half-way."""
+    rest = list(parts)
+    while rest:
+        written = os.pwritev(file, rest, offset)
+        offset += written
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if rest:
+            rest[0] = rest[0][written:]
+
+
+_Job = tuple[blake3, Sequence[memoryview], threading.Lock]
+
+
+@functools.cache
+def _digest_thread() -> queue.SimpleQueue[_Job]:
+    """The queue of this process's digesting thread."""
+    jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+
+    def work() -> None:
+        while True:
+            digest, parts, done = jobs.get()
+            for part in parts:
+                digest.update(part)
+            del digest, parts
+            done.release()
+
+    threading.Thread(target=work, name="digest", daemon=True).start()
+    return jobs
+
+
+# A forked process inherits the queue but not the thread.
+os.register_at_fork(after_in_child=_digest_thread.cache_clear)
+
+
+def _digest(digest: blake3, parts: Sequence[memoryview]) -> threading.Lock:
+    """Digest parts; done when the lock can be acquired."""
+    done = threading.Lock()
+    if sum(map(len, parts)) < BESIDE_BYTES:
+        for part in parts:
+            digest.update(part)
+    else:
+        done.acquire()
+        _digest_thread().put((digest, parts, done))
+    return done
 
 
 def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:

@@ -192,8 +192,8 @@ def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
 SHARDS = ShardCache()
 
 
-def open_shard(root: Path, plan: ArrayPlan, path: str) -> ShardFile:
-    """The shard file of an array at ``path`` below the store.
+def open_shard(root: Path, plan: ArrayPlan, path: str, *, anew: bool = False) -> ShardFile:
+    """The shard file of an array at ``path`` below the store; ``anew`` passes the cache by.
 
     Raises
     ------
@@ -203,8 +203,9 @@ def open_shard(root: Path, plan: ArrayPlan, path: str) -> ShardFile:
         It is cut short, or its index is broken.
     """
     chunk_bytes = plan.chunk_nbytes if plan.codec == "none" else None
+    opened = ShardFile if anew else SHARDS.open
     try:
-        return SHARDS.open(root / path, math.prod(plan.chunks_per_shard), chunk_bytes)
+        return opened(root / path, math.prod(plan.chunks_per_shard), chunk_bytes)
     except ValueError as error:
         raise damage(root, path, str(error)) from error
 

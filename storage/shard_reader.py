@@ -143,7 +143,7 @@ def check_shard(root: Path, plan: ArrayPlan, shard: Index) -> None:
         for chunk in itertools.product(*map(range, counts))
     }
     try:
-        file = open_shard(root, plan, path)
+        file = open_shard(root, plan, path, anew=True)
         present = np.flatnonzero(file.index[:, 0] != MISSING).tolist()
         if len(present) != math.prod(counts) or not inside.keys() >= set(present):
             raise ValueError(f"{len(present)} chunks instead of {math.prod(counts)}")

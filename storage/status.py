@@ -1,4 +1,4 @@
-"""The state of a store, from the names of its commits alone: cheap at any size, safe at any time."""
+"""The state of a store, from its commits' names alone: cheap at any size, safe at any time."""
 
 from __future__ import annotations
 

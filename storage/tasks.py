@@ -1,10 +1,10 @@
 """Tasks: which rows of which group one worker turns into committed data.
 
-Task k owns the corpus rows [kT, (k+1)T). A group that stores every row has one shard per task. A group
-that stores a selection (activations of some rows, lens values of some documents) has shards of its
-own size, and a shard belongs to the task in which its first row lies; that task then runs the few
-documents beyond its border which the shard still needs. So every task owns whole shards of every
-group, whatever is selected, and a document that crosses a border is the only thing run twice.
+Task k owns the corpus rows [kT, (k+1)T). A group that stores every row has one shard per task. A
+group that stores a selection (activations of some rows, lens values of some documents) has shards
+of its own size, and a shard belongs to the task in which its first row lies; that task then runs
+the few documents beyond its border which the shard still needs. So every task owns whole shards of
+every group, whatever is selected, and a document that crosses a border is the only thing run twice.
 """
 
 from __future__ import annotations

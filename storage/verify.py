@@ -1,8 +1,8 @@
 """Is every byte that was committed still there, every row once, every token in its document?
 
 Reads the whole store once, a piece at a time; several files at once. With ``repair``, what fails is
-removed together with its commit, so that running the extraction again fills the gap; nothing that is
-sound is touched.
+removed together with its commit, so that running the extraction again fills the gap; nothing that
+is sound is touched.
 """
 
 from __future__ import annotations
@@ -88,13 +88,17 @@ def _check_plan(root: Path, record: RunRecord) -> Iterator[Problem]:
         try:
             ArrayPlan.read(root, plan_path)
         except (Damage, RequestError, OSError) as error:
-            yield Problem(f"{plan_path}: metadata cannot be read ({error}): extract into a new store")
+            yield Problem(
+                f"{plan_path}: metadata cannot be read ({error}): extract into a new store"
+            )
     try:
         selections = Selections(root, record)
         for name, group in record.groups.items():
             rows = selections.stored_rows(name, 0, group.rows)
             if len(rows) != group.rows or np.any(np.diff(rows) <= 0):
-                yield Problem(f"{GROUPS[name]}/row: rows are not ascending: extract into a new store")
+                yield Problem(
+                    f"{GROUPS[name]}/row: rows are not ascending: extract into a new store"
+                )
     except (Damage, RequestError, OSError, ValueError, KeyError) as error:
         yield Problem(f"row coordinates cannot be read ({error}): extract into a new store")
     if paths.head.exists() or paths.head_config.exists():
@@ -157,7 +161,7 @@ def _check_tokens(root: Path, record: RunRecord) -> Iterator[Problem]:
                 documents[part], starts[part], lengths[part], strict=True
             ):
                 own = np.ascontiguousarray(ids[start - begin : start - begin + length], "<i4")
-                if blake3(own).hexdigest(length=16) != digests[int(number)].as_py():
+                if blake3(own.tobytes()).hexdigest(length=16) != digests[int(number)].as_py():
                     yield Problem(f"document {number}: tokens differ from its digest: {mend}")
     except (Damage, RequestError, OSError, ValueError) as error:
         yield Problem(f"token tables cannot be read ({error}): {mend}")
@@ -216,7 +220,9 @@ def _expected_shards(root: Path, record: RunRecord, commit: Commit) -> set[str]:
             if path.rsplit("/", 1)[0] != GROUPS[name]:
                 continue
             plan = ArrayPlan.read(root, path)
-            for shard in range(stored[name][0] // group.rows_per_shard, -(-stored[name][1] // group.rows_per_shard)):
+            for shard in range(
+                stored[name][0] // group.rows_per_shard, -(-stored[name][1] // group.rows_per_shard)
+            ):
                 expected.update(plan.shard_file(index) for index in plan.shards_of_rows(shard))
     return expected
 

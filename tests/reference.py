@@ -1,4 +1,4 @@
-"""The slow, obvious way: transformers alone, one document at a time. Imports nothing of depthscope."""
+"""The slow, obvious way: transformers alone, one document at a time, nothing of depthscope."""
 
 from __future__ import annotations
 

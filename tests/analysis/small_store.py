@@ -129,7 +129,8 @@ def build(
         norm_ratio=np.empty((3, layers, rows)),
         cosine=np.empty((3, layers, rows)),
     )
-    _measure(store)
+    with np.errstate(invalid="ignore"):
+        _measure(store)
     root.mkdir(parents=True)
     _tables(store, invalid if marked else ())
     _arrays(store, kind, sublayers)
@@ -305,7 +306,7 @@ def _array(
     outer[at] = shard_rows
     if names[0] in ("quantity", "part"):
         outer[0] = values.shape[0]
-    codecs = [BytesCodec(endian="little"), Crc32cCodec()]
+    codecs: list[Any] = [BytesCodec(endian="little"), Crc32cCodec()]
     array = zarr.create(
         shape=values.shape,
         dtype=BFloat16() if values.dtype.name == "bfloat16" else values.dtype,

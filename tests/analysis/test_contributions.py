@@ -1,4 +1,4 @@
-"""Contributions against plain loops over tokens, known answers, and one source against the other."""
+"""Contributions against plain loops over tokens, known answers, and the sources against another."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def rows_of(store: SmallStore, token_set: str, invalid: tuple[int, ...] = ()) ->
 def ratio_and_cosine(store: SmallStore, part: str, layer: int, row: int) -> tuple[float, float]:
     h, a, m = (x[layer, row] for x in (store.h, store.a, store.m))
     added, base = {"attention": (a, h), "mlp": (m, h + a), "layer": (a + m, h)}[part]
-    size, length = np.linalg.norm(added), np.linalg.norm(base)
+    size, length = float(np.linalg.norm(added)), float(np.linalg.norm(base))
     cosine = 0.0 if size * length == 0 else float(added @ base / (size * length))
-    return float(size / max(length, 1e-6)), cosine
+    return size / max(length, 1e-6), cosine
 
 
 def check(result: xr.Dataset, store: SmallStore, invalid: tuple[int, ...] = ()) -> None:
@@ -226,11 +226,21 @@ def test_blocks_and_slices_change_nothing(
     monkeypatch.setattr(per_document, "LEAST_BYTES", 1)
     monkeypatch.setattr(per_document, "SLICE_BYTES", 8 * 2 * 9 * 5)
     steps: list[tuple[int, int]] = []
+    blocks: list[tuple[int, int]] = []
+    true_reduce = per_document.PerDocument.reduce
+
+    def reduce(self: Any, first: int, last: int) -> Any:
+        blocks.append((first, last))
+        return true_reduce(self, first, last)
+
+    monkeypatch.setattr(per_document.PerDocument, "reduce", reduce)
     cut = contributions(
         run, source, resamples=20, progress=lambda *step: steps.append(step), workers=2
     )
     for name in ("norm_ratio_mean", "norm_ratio_max", "cosine_mean", "count"):
         np.testing.assert_allclose(cut[name], whole[name], rtol=1e-12)
+    # One block for each of the nine documents with rows, and each of them reduced once.
+    assert sorted(blocks) == [(number, number + 1) for number in range(9)]
     assert len(steps) > 10
     assert steps[-1][0] == steps[-1][1]
 
@@ -322,7 +332,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="--sublayers"):
         contributions(open_store(bare.root), "activations")
     few = build(tmp_path / "b", points=(0, 3))
-    with pytest.raises(RequestError, match="points 1, 2 .*--points all"):
+    with pytest.raises(RequestError, match=r"points 1, 2 .*--points all"):
         contributions(open_store(few.root), "activations")
     with pytest.raises(RequestError, match="nothing is committed"):
         contributions(open_store(build(tmp_path / "c", committed=()).root))

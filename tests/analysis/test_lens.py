@@ -1,4 +1,4 @@
-"""The lens against plain loops over tokens in float64, known answers, and one source against the other."""
+"""The lens against plain loops over tokens, known answers, and the sources against another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import xarray as xr
-from depthscope.analysis import lens as _  # noqa: F401
 from depthscope.analysis import logits as logits_module
 from depthscope.analysis.lens import compare_with_last, lens
 from depthscope.analysis.logits import HeadLogits

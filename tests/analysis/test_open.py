@@ -15,9 +15,10 @@ import pytest
 import torch
 import xarray as xr
 from depthscope.analysis import store as store_module
-from depthscope.analysis import stored_arrays, token_columns
+from depthscope.analysis import stored_arrays, tables, token_columns
 from depthscope.analysis.convert import to_pandas, to_torch
 from depthscope.analysis.store import Run
+from depthscope.storage import shard_reader
 from depthscope.storage.errors import RequestError
 
 from .small_store import POISON, SmallStore, build, commit
@@ -45,14 +46,14 @@ def stored_visible(store: SmallStore, rows: np.ndarray) -> np.ndarray:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of every answer that the shard reader has given."""
     found: list[int] = []
-    true_read = stored_arrays.ArrayReader.read
+    true_read = shard_reader.ArrayReader.read
 
     def read(self: Any, *selection: Any, **options: Any) -> Any:
         values = true_read(self, *selection, **options)
         found.append(values.nbytes)
         return values
 
-    monkeypatch.setattr(stored_arrays.ArrayReader, "read", read)
+    monkeypatch.setattr(shard_reader.ArrayReader, "read", read)
     return found
 
 
@@ -103,6 +104,15 @@ def test_exactly_the_committed_rows(
     np.testing.assert_array_equal(tokens["row"], store.visible)
     documents = run.documents.order("document").df()
     np.testing.assert_array_equal(documents["document"], np.unique(store.document[store.visible]))
+
+
+def test_many_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = build(tmp_path / "s", task_rows=8, committed=(0, 1, 4, 7, 12))
+    for most in (64, 2):
+        monkeypatch.setattr(tables, "MOST_RANGES", most)
+        run = open_store(store)
+        np.testing.assert_array_equal(run.tokens.order("row").df()["row"], store.visible)
+    check_values(run, store)
 
 
 def test_labels(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 from depthscope.analysis import answers
-from depthscope.analysis import query as query_module
 from depthscope.analysis.query import query, run_query
 from depthscope.analysis.store import open as open_store
 from depthscope.storage.errors import RequestError
@@ -71,7 +71,7 @@ def test_parquet(store: SmallStore, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_batches")
 def test_npz(store: SmallStore, tmp_path: Path) -> None:
     out = tmp_path / "rows.npz"
-    query(store.root, "SELECT row FROM tokens WHERE position > 1", "0,2", out)
+    query(store.root, "SELECT row FROM tokens WHERE position > 1 ORDER BY row", "0,2", out)
     with np.load(out, allow_pickle=False) as found:
         assert set(found) == {"residual", "row", "point"}
         assert found["residual"].dtype == np.float32
@@ -188,7 +188,7 @@ def test_an_answer_larger_than_memory(
     store: SmallStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = namedtuple("memory", "available")
-    monkeypatch.setattr(query_module.psutil, "virtual_memory", lambda: memory(1000))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(1000))
     sql = "SELECT row FROM tokens"
     for out in (tmp_path / "a.npz", None):
         with pytest.raises(RequestError, match=r"needs 0\.0 GB.*0\.0 GB.*\.parquet"):

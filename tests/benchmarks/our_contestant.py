@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,12 @@ def main() -> None:
     options.work.write_text(json.dumps(_work(ours)))
     print(json.dumps({"ready": True, "pid": os.getpid()}), file=answers, flush=True)
     for _ in sys.stdin:
+        processor = time.process_time()
         taken = ours.sample()
         answer = {
             "seconds": taken.seconds_per_row * taken.rows,
             "drained_seconds": taken.seconds,
+            "processor_seconds": time.process_time() - processor,
             "rows": taken.rows,
             "bytes": ours.written_bytes(),
             "fingerprint": _fingerprint(ours),

@@ -97,7 +97,9 @@ def test_statistics_are_those_of_the_definitions(
     )
     for first, ids in documents(store):
         reference = slow.run(ids)
-        h, a, m = (x.double().numpy() for x in (reference.points[:-1], reference.attention, reference.mlp))
+        h, a, m = (
+            x.double().numpy() for x in (reference.points[:-1], reference.attention, reference.mlp)
+        )
         rows = slice(first, first + len(ids))
         vectors = [h, h + a, a, m, a + m]
         lengths = [np.sqrt((v * v).sum(-1)) for v in vectors]
@@ -108,9 +110,7 @@ def test_statistics_are_those_of_the_definitions(
             rtol=2e-4,
         )
         pairs = [(a, h), (m, h + a), (a + m, h)]
-        expected = [
-            (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1)) for x, y in pairs
-        ]
+        expected = [(x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1)) for x, y in pairs]
         np.testing.assert_allclose(cosine[:, :, rows], expected, atol=2e-4)
 
 
@@ -122,7 +122,14 @@ def test_lens_values_are_those_of_the_definitions(
     rows = stored(store, "statistics.zarr/lens/row")
     values = {
         name: stored(store, f"statistics.zarr/lens/{name}")
-        for name in ("kl", "top5_overlap", "top1_agreement", "entropy", "next_rank", "next_probability")
+        for name in (
+            "kl",
+            "top5_overlap",
+            "top1_agreement",
+            "entropy",
+            "next_rank",
+            "next_probability",
+        )
     }
     covered = 0
     for first, ids in documents(store):
@@ -144,7 +151,10 @@ def test_lens_values_are_those_of_the_definitions(
         np.testing.assert_array_equal(here["top1_agreement"], log_p.argmax(-1) == final.argmax(-1))
         top = log_p.topk(5, dim=-1).indices
         overlap = [
-            [len(set(p.tolist()) & set(f.tolist())) / 5 for p, f in zip(layer, top[-1], strict=True)]
+            [
+                len(set(p.tolist()) & set(f.tolist())) / 5
+                for p, f in zip(layer, top[-1], strict=True)
+            ]
             for layer in top
         ]
         np.testing.assert_allclose(here["top5_overlap"], overlap)
@@ -192,9 +202,7 @@ def test_selected_rows_and_points(
     assert np.isfinite(stored(store, "statistics.zarr/norm")).all()
 
 
-def test_bfloat16_store_of_a_bfloat16_model(
-    run: Extract, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_bfloat16_store_of_a_bfloat16_model(run: Extract, tiny_model: Path, tmp_path: Path) -> None:
     run(dtype="bfloat16")
     store = tmp_path / "store"
     residual = stored(store, "activations.zarr/residual")
@@ -207,9 +215,7 @@ def test_bfloat16_store_of_a_bfloat16_model(
         assert (error <= 2e-2 * np.linalg.norm(expected, axis=(1, 2))).all()
 
 
-def test_a_document_of_its_own_is_bit_equal(
-    run: Extract, slow: SlowLlama, tmp_path: Path
-) -> None:
+def test_a_document_of_its_own_is_bit_equal(run: Extract, slow: SlowLlama, tmp_path: Path) -> None:
     # A budget of one token gives batches of one document: the shape that transformers sees.
     run(batch_tokens=1, task_rows=4096, sublayers=True)
     store = tmp_path / "store"

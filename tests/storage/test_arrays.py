@@ -112,6 +112,7 @@ def test_reading_a_plan_that_is_not_there_or_not_ours(tmp_path: Path) -> None:
         shards=(4,),
         compressors=zarr.codecs.GzipCodec(),
         dimension_names=["row"],
+        fill_value=np.nan,
     )
     with pytest.raises(RequestError, match="codecs"):
         ArrayPlan.read(tmp_path, "gzip")

@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import random
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blake3 import blake3
-from depthscope.storage import gather, shard_files
+from depthscope.storage import digested_file, gather, shard_files
 from depthscope.storage.arrays import ArrayPlan, create_array
 from depthscope.storage.errors import Damage, RequestError, WorkFailed
 from depthscope.storage.shard_reader import ArrayReader, check_shard, widen
@@ -67,6 +68,20 @@ def test_digest_and_layout_hold_beyond_one_write_back(
     values = random_values(plan)
     chunks = list(itertools.product(*map(range, plan.shard_chunks((1, 0, 0)))))
     written(plan, tmp_path / "reversed", chunks[::-1], values)
+
+
+def test_large_chunks_are_digested_beside_and_after_a_fork(tmp_path: Path) -> None:
+    plan = ArrayPlan("g/large", (9, 30000), "float64", ("row", "hidden"), (1, 30000), (9, 30000))
+    assert plan.chunk_nbytes > digested_file.BESIDE_BYTES
+    values = random_values(plan)
+    first = write_shard(plan, (0, 0), values, tmp_path / "first")
+    assert first.digest == blake3((tmp_path / "first").read_bytes()).hexdigest()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        same = write_shard(plan, (0, 0), values, tmp_path / "second").digest == first.digest
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_shard_of_nothing_but_fill_values_is_written_in_full(tmp_path: Path) -> None:

@@ -115,16 +115,16 @@ def _sample(
 ) -> dict[str, Any]:
     folder = Path(order["folder"])
     folder.mkdir(parents=True)
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     rows = 0
     for number, batch in enumerate(batches):
         path = folder / f"{number:05d}.safetensors"
         rows += contestant.extract(model, batch, order["mode"], path)
-    seconds = time.perf_counter() - start
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
     if rows != (expected := sum(len(ids) for batch in batches for ids in batch)):
         raise SystemExit(f"{rows} rows were run, {expected} are in the batches")
     proof = check(folder, work, rows) if contestant.writes else {"bytes": 0}
-    return {"seconds": seconds, "rows": rows, **proof}
+    return {"seconds": seconds, "processor_seconds": processor, "rows": rows, **proof}
 
 
 def check(folder: Path, work: Work, rows: int) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""Extraction in processes that a test may kill: forked from a server that has imported everything."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["depthscope.jobs.extract", "transformers.models.llama"])
+
+#: Exit code of a request that was refused.
+REFUSED = 2
+
+
+def start(options: dict[str, Any], pause: float = 0.0) -> ForkServerProcess:
+    """Start an extraction; ``pause`` seconds are slept before every forward pass."""
+    process = CONTEXT.Process(target=_extract, args=(options, pause))
+    process.start()
+    return process
+
+
+def start_tasks(root: Path, folder: Path, tasks: list[int], pause: float) -> ForkServerProcess:
+    """Start a bare worker that runs these tasks, whatever the commits say."""
+    process = CONTEXT.Process(target=_run_tasks, args=(root, folder, tasks, pause))
+    process.start()
+    return process
+
+
+def data_bytes(store: Path) -> dict[str, bytes]:
+    """Every data byte of a store: arrays, tables and head."""
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file()
+        and not {"commits", "partial", "analysis"} & set(path.relative_to(store).parts)
+        and path.name not in {"run.json", "driver.lock"}
+    }
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{condition} did not come true in {seconds} s")
+        time.sleep(0.002)
+
+
+def _slow_down(pause: float) -> None:
+    from depthscope.pipeline.model import Body
+
+    plain = Body.run
+
+    def run(self: Body, *args: Any, **kwargs: Any) -> None:
+        time.sleep(pause)
+        plain(self, *args, **kwargs)
+
+    Body.run = run  # type: ignore[method-assign]
+
+
+def _extract(options: dict[str, Any], pause: float) -> None:
+    from depthscope.jobs import ExtractSpec, extract
+    from depthscope.storage.errors import RequestError
+
+    _slow_down(pause)
+    try:
+        extract(ExtractSpec(**options))
+    except RequestError:
+        os._exit(REFUSED)
+
+
+def _run_tasks(root: Path, folder: Path, tasks: list[int], pause: float) -> None:
+    from depthscope.pipeline.worker import Worker, WorkerSettings
+
+    _slow_down(pause)
+    worker = Worker(WorkerSettings(root, folder, threads=1))
+    for task in tasks:
+        worker.run(worker.selections.task(task))
+    worker.close()
