@@ -64,7 +64,7 @@ def contribution_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart]:
     return (
         Chart("contributions", "How much each layer adds to the residual stream", subtitle,
               _NORM_RATIO, tuple(ratios), same_y=True),
-        Chart("cosines", "Whether each layer strengthens or erases what the stream holds", subtitle,
+        Chart("cosines", "Whether each layer strengthens or erases the stream", subtitle,
               _COSINE, tuple(cosines), same_y=True),
     )  # fmt: skip
 
@@ -100,8 +100,7 @@ def comparison_charts(
         if len(contributions) > 1:
             panels = tuple(_compared_parts(contributions, variable, token_set))
             subtitle = _compared_samples(contributions, token_set)
-            same = variable == "cosine"
-            charts.append(Chart(f"compared_{variable}", title, subtitle, explanation, panels, same))
+            charts.append(Chart(f"compared_{variable}", title, subtitle, explanation, panels, True))
     if len(lenses) > 1:
         panels = tuple(_compared_lenses(lenses, token_set))
         subtitle = _compared_samples(lenses, token_set)
@@ -131,7 +130,7 @@ def _contribution_panel(result: xr.Dataset, token_set: str, variable: str) -> Pa
     return Panel(
         f"{TOKEN_SETS[token_set]}\n{sample_size(result, token_set)}",
         "Layer",
-        "Norm ratio (mean over tokens)" if ratio else "Cosine with the stream (mean over tokens)",
+        "Norm ratio (mean over tokens)" if ratio else "Cosine (mean over tokens)",
         curves,
         None,
         ratio and _wide(result["norm_ratio_mean"].values),
@@ -142,20 +141,29 @@ def _contribution_panel(result: xr.Dataset, token_set: str, variable: str) -> Pa
 def _compared_parts(
     results: Mapping[str, xr.Dataset], variable: str, token_set: str
 ) -> list[Panel]:
-    y_label = "Norm ratio (mean)" if variable == "norm_ratio" else "Cosine with the stream (mean)"
-    panels = []
-    for part in ("layer", "attention", "mlp"):
-        curves = tuple(
+    ratio = variable == "norm_ratio"
+    drawn = {
+        part: tuple(
             _curve(
                 result.sel(token_set=token_set, part=part), variable, label, style, relative=True
             )
             for (label, result), style in _styled(results)
         )
-        wide = variable == "norm_ratio" and _wide(*(curve.mean for curve in curves))
-        reference = 0.0 if variable == "cosine" else None
-        panels.append(Panel(PART_NAMES[part], "Relative depth (layer / layers)", y_label, curves,
-                            None, wide, reference))  # fmt: skip
-    return panels
+        for part in ("layer", "attention", "mlp")
+    }
+    wide = ratio and _wide(*(curve.mean for curves in drawn.values() for curve in curves))
+    return [
+        Panel(
+            PART_NAMES[part],
+            "Relative depth (layer / layers)",
+            "Norm ratio (mean)" if ratio else "Cosine (mean)",
+            curves,
+            None,
+            wide,
+            None if ratio else 0.0,
+        )
+        for part, curves in drawn.items()
+    ]
 
 
 def _compared_lenses(results: Mapping[str, xr.Dataset], token_set: str) -> list[Panel]:

@@ -141,7 +141,7 @@ def analyze(
     results = reduce(
         store,
         names or None,
-        source=source,
+        source="activations" if source == "activations" else "statistics",
         scheduler=scheduler,
         seed=seed,
         report=progress.message,
@@ -182,9 +182,9 @@ def query(
     progress.close()
     if out is not None:
         _answer(as_json, {"out": str(out), "rows": result.rows}, f"{out}: {result.rows} rows")
-    elif as_json:
+    elif as_json and result.table is not None:
         print(result.table.to_json(orient="records", force_ascii=False))
-    else:
+    elif result.table is not None:
         print(result.table.to_string(index=False))
     return SUCCESS
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import xarray as xr
 from depthscope.analysis import analyze, findings, open_result, write_report
 from depthscope.pipeline.demo_corpus import make_demo_corpus
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthscope.pipeline.worker import WorkerSettings, hardware
+from depthscope.pipeline.equipment import WorkerSettings
+from depthscope.pipeline.worker import hardware
 from depthscope.storage.commits import Commit, CommitLog, invalid_documents
 from depthscope.storage.errors import RequestError, WorkFailed
 from depthscope.storage.run_record import RunRecord
@@ -161,7 +162,6 @@ def _settings(spec: ExtractSpec, record: RunRecord, folder: Path, log: CommitLog
         root=Path(os.path.abspath(spec.out)),
         folder=Path(os.path.abspath(folder)),
         threads=threads,
-        window_bytes=int(spec.window_memory),
         on_error=spec.on_error,
         allow_nonfinite=spec.allow_nonfinite,
         offload_folder=spec.offload_folder,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from depthscope.pipeline.worker import Worker, WorkerSettings
+from depthscope.pipeline.equipment import WorkerSettings
+from depthscope.pipeline.worker import Worker
 from depthscope.storage.commits import Commit
 from depthscope.storage.tasks import Task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -49,7 +49,7 @@ class Bar:
     """A bar with rows, rows/s, time left and the split of the workers' time."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[None] | None = None
+        self._bar: Any = None
 
     def start(self, total: int, done: int) -> None:
         """Draw the bar."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
-from depthscope.pipeline.worker import Worker, WorkerSettings
+from depthscope.pipeline.equipment import WorkerSettings
+from depthscope.pipeline.worker import Worker
 from depthscope.storage.commits import Commit
 from depthscope.storage.errors import RequestError
 from depthscope.storage.tasks import Task
@@ -130,15 +131,20 @@ class RayPool:
 
     def _await_first(self) -> None:
         """Wait until one worker has loaded the model, so that a bad request is one clear line."""
-        try:
-            ready, _ = ray.wait([a.progress.remote() for a in self._actors], num_returns=1)
-            ray.get(ready)
-        except RayActorError as error:
-            cause = getattr(error, "cause", None) or error.__cause__
-            self.close()
-            if isinstance(cause, RayTaskError) and isinstance(cause.cause, RequestError):
-                raise cause.cause from None
-            raise RequestError(f"the workers cannot start: {_reason(error)}") from error
+        for chance in range(RESTARTS):
+            try:
+                ready, _ = ray.wait([a.progress.remote() for a in self._actors], num_returns=1)
+                ray.get(ready)
+                return
+            except RayActorError as error:
+                cause = getattr(error, "cause", None) or error.__cause__
+                # An actor that merely died is restarted; one that refuses to start never will.
+                if cause is None and chance < RESTARTS - 1:
+                    continue
+                self.close()
+                if isinstance(cause, RayTaskError) and isinstance(cause.cause, RequestError):
+                    raise cause.cause from None
+                raise RequestError(f"the workers cannot start: {_reason(error)}") from error
 
     def workers(self) -> Sequence[int]:
         """Every worker; one that died is restarted by Ray."""

@@ -105,9 +105,6 @@ class ExtractSpec(CorpusSpec):
     lens_memory: ByteSize = ByteSize(128 << 20)
     """Largest rows × vocabulary array that lens values may use."""
 
-    window_memory: ByteSize = ByteSize(512 << 20)
-    """Activations that a worker collects before it writes them."""
-
     offload_folder: Path | None = None
     """Where accelerate may put weights that fit neither device nor memory."""
 

@@ -1,1 +1,1 @@
-"""depthscope.pipeline"""
+"""The model: loading, points, capture, per-token measures, and the worker that runs tasks."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -16,7 +15,7 @@ class Clock:
     """Seconds by kind of work, added up by several threads."""
 
     def __init__(self) -> None:
-        self._seconds: Counter[str] = Counter()
+        self._seconds = dict.fromkeys(KINDS, 0.0)
         self._lock = threading.Lock()
 
     @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from depthscope.storage.arrays import ArrayPlan
@@ -22,6 +23,8 @@ from depthscope.storage.shard_writer import ShardWriter, WrittenShard
 from numpy.typing import NDArray
 
 from .clock import Clock
+
+Result = TypeVar("Result")
 
 #: Blocks of rows that a worker owns: one being filled, one being written.
 BLOCKS = 2
@@ -123,15 +126,15 @@ class WriteBehind:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self._queue: queue.Queue[tuple[Callable[[], object], Future[object]] | None] = queue.Queue(
+        self._queue: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue(
             maxsize=BLOCKS
         )
         self._thread = threading.Thread(target=self._work, name="write-behind", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[], object]) -> Future[object]:
+    def submit(self, work: Callable[[], Result]) -> Future[Result]:
         """Queue a piece of work; waits while the queue is full."""
-        future: Future[object] = Future()
+        future: Future[Result] = Future()
         with self.clock.measure("wait"):
             self._queue.put((work, future))
         return future

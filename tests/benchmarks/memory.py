@@ -10,13 +10,12 @@ from scale import Setting
 METHOD = (
     "Peak of RssAnon + RssShmem of the worker's process (a Ray actor of `depthscope extract`),"
     " looked up in /proc every {look:.0f} ms, over {rows:,} rows and over ten times as many. Tasks"
-    " ({task_rows:,} rows), the window of activations held before they are written (64 MiB) and"
-    " micro-batches ({batch_tokens} tokens) are the same, and small enough that the smaller corpus"
-    " fills them; nothing but the length of the corpus differs."
+    " ({task_rows:,} rows, the most a worker collects before it writes) and micro-batches"
+    " ({batch_tokens} tokens) are the same; nothing but the length of the corpus differs."
 )
 
-#: Activations that a worker collects before it writes them, and tokens of a micro-batch.
-WINDOW, BATCH = 64 << 20, 256
+#: Tokens of a micro-batch: few, so that a short corpus has many.
+BATCH = 256
 
 #: Peaks may differ by so much without being called growth: allocators keep what they were given.
 LIMIT = 1.05
@@ -45,7 +44,6 @@ def run(setting: Setting) -> Section:
                 workers=1,
                 threads=setting.threads,
                 task_rows=task_rows,
-                window_memory=WINDOW,
                 batch_tokens=BATCH,
             )
             peaks[times].append(done.worker_peak() / 2**20)

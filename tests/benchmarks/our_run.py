@@ -7,6 +7,7 @@ and shards are removed.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,10 @@ import torch
 from depthscope.jobs.dispatch import IN_FLIGHT
 from depthscope.jobs.prepare import prepare
 from depthscope.jobs.spec import ExtractSpec
-from depthscope.pipeline import worker as worker_module
+from depthscope.pipeline import task_run
 from depthscope.pipeline.batches import Batch
-from depthscope.pipeline.worker import Worker, WorkerSettings
+from depthscope.pipeline.equipment import WorkerSettings
+from depthscope.pipeline.worker import Worker
 from depthscope.storage.commits import Commit
 from depthscope.storage.tasks import Task
 from findings import BenchmarkFailed
@@ -111,14 +113,14 @@ class OurRun:
     def _first(self, task: Task) -> list[Batch]:
         """Run a task to warm up; the micro-batches that it consisted of."""
         seen: list[Batch] = []
-        cut = worker_module.micro_batches
+        cut = task_run.micro_batches
 
         def recording(*arguments: Any, **options: Any) -> Iterator[Batch]:
             for batch in cut(*arguments, **options):
                 seen.append(batch)
                 yield batch
 
-        with patch.object(worker_module, "micro_batches", recording):
+        with patch.object(task_run, "micro_batches", recording):
             self.worker.run(task)
         return seen
 
@@ -151,9 +153,13 @@ class OurRun:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _shard_folders(self) -> list[Path]:
-        worker = self.worker
-        plans = [worker.activations, worker.statistics, worker.lens_plans]
-        return [self.root / plan.path / "c" for group in plans for plan in group.values()]
+        """Where the arrays that workers fill keep their shards; coordinates are no such arrays."""
+        found = []
+        for path in self.root.glob("*.zarr/**/zarr.json"):
+            codecs = json.loads(path.read_bytes()).get("codecs", [])
+            if any(codec["name"] == "sharding_indexed" for codec in codecs):
+                found.append(path.parent / "c")
+        return found
 
 
 class BareModel:

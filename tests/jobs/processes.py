@@ -1,4 +1,4 @@
-"""Extraction in processes that a test may kill: forked from a server that has imported everything."""
+"""Extractions that a test may kill: processes forked from a server that has imported everything."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def _extract(options: dict[str, Any], pause: float) -> None:
 
 
 def _run_tasks(root: Path, folder: Path, tasks: list[int], pause: float) -> None:
-    from depthscope.pipeline.worker import Worker, WorkerSettings
+    from depthscope.pipeline.equipment import WorkerSettings
+    from depthscope.pipeline.worker import Worker
 
     _slow_down(pause)
     worker = Worker(WorkerSettings(root, folder, threads=1))

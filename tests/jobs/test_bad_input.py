@@ -17,7 +17,9 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(tiny_model: Path, corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
+def refused(
+    tiny_model: Path, corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> Refused:
     """Run ``depthscope extract`` on a good request with these changes; the one line it says."""
 
     def run(**changes: object) -> str:
@@ -99,7 +101,12 @@ def test_model_folder_with_a_missing_file(
     folder = tmp_path / "part"
     shutil.copytree(tiny_model, folder)
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    index = {
+        "weight_map": {
+            "a": "model-00001-of-00002.safetensors",
+            "b": "model-00002-of-00002.safetensors",
+        }
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model-00002-of-00002.safetensors" in refused(model=folder)
 
@@ -195,7 +202,17 @@ def test_a_store_of_a_newer_version(
     depthscope: Run, tiny_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    command = ("extract", "--model", tiny_model, "--data", corpus, "--out", store, "--engine", "process")
+    command = (
+        "extract",
+        "--model",
+        tiny_model,
+        "--data",
+        corpus,
+        "--out",
+        store,
+        "--engine",
+        "process",
+    )
     assert depthscope(*command).returncode == 0
     record = json.loads((store / "run.json").read_text())
     (store / "run.json").write_text(json.dumps(record | {"format": 99}))

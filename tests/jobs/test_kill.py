@@ -118,7 +118,7 @@ def test_killed_on_ray(
     }
     for kill in range(KILLS_ON_RAY):
         process = start(ray_options)
-        wait_for(lambda: process.exitcode is not None or len(workers()) == 2, 120)
+        wait_for(lambda p=process: p.exitcode is not None or len(workers()) == 2, 120)
         victim = draw.choice(["worker", "driver"])
         time.sleep(draw.uniform(0, 8))
         if process.exitcode is None and victim == "driver":
@@ -128,7 +128,9 @@ def test_killed_on_ray(
             for worker in workers()[:1]:
                 worker.kill()
             process.join(180)
-            assert process.exitcode == 0, f"kill {kill}: the run did not survive its worker"
+            assert process.exitcode == 0, (
+                f"kill {kill}: the run did not survive its worker, {process.exitcode}"
+            )
         if process.exitcode == 0:
             finished(store, undisturbed)
             store = tmp_path / f"store-{kill}"

@@ -1,0 +1,147 @@
+"""Three plain sentences about what was found, made from the numbers alone.
+
+Each names its sample and, where the result has one, its 95% interval; where there is nothing of the
+kind to report (no drop, no crossing), it says so.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from .result_charts import sample_size
+
+Floats = NDArray[np.float64]
+
+
+def findings(contributions: xr.Dataset | None, lens: xr.Dataset | None) -> list[str]:
+    """Sentences about the size of contributions, their direction, and the prediction.
+
+    Parameters
+    ----------
+    contributions, lens
+        Results of the analyses of those names; None where the store does not allow one.
+
+    Returns
+    -------
+    list of str
+        Always three.
+    """
+    size = direction = "Contributions were not measured in this store."
+    if contributions is not None:
+        size, direction = _size(contributions), _direction(contributions)
+    prediction = "The logit lens was not measured in this store."
+    return [size, direction, prediction if lens is None else _prediction(lens)]
+
+
+def _size(result: xr.Dataset) -> str:
+    name = _token_set(result)
+    chosen = result.sel(token_set=name, part="layer")
+    values = _values(chosen, "norm_ratio_mean")
+    if not np.isfinite(values).any():
+        return "How much the layers add cannot be said: no token has a finite norm ratio."
+    half = max(len(values) // 2, 1)
+    # A model of one layer is its own first and second half.
+    early, late = (float(np.nanmedian(part)) for part in (values[:half], values[-half:]))
+    opening = (
+        f"Over {name} tokens, the median layer of the first half adds {early:.2f} of the norm of "
+        f"the stream it reads, of the second half {late:.2f}"
+    )
+    first, last = _longest_run(values < early / 2)
+    if first > last:
+        least = int(np.nanargmin(values))
+        return (
+            f"{opening}; no layer falls below half of the early value (least: layer {least} with "
+            f"{_with_interval(chosen, 'norm_ratio', least)}; {_sample(result, name)})."
+        )
+    where = f"layer {first} falls" if first == last else f"layers {first} to {last} fall"
+    return (
+        f"{opening}; {where} below half of the early value (layer {first}: "
+        f"{_with_interval(chosen, 'norm_ratio', first)}; {_sample(result, name)})."
+    )
+
+
+def _direction(result: xr.Dataset) -> str:
+    name = _token_set(result)
+    chosen = result.sel(token_set=name, part="layer")
+    values = _values(chosen, "cosine_mean")
+    if not np.isfinite(values).any():
+        return "The direction of the layers cannot be said: no token has a finite cosine."
+    negative = int((values < 0).sum())
+    closing = f"{negative} of {len(values)} layers have a negative mean"
+    crossings = np.flatnonzero((values[:-1] < 0) & (values[1:] >= 0))
+    if not len(crossings):
+        least, most = int(np.nanargmin(values)), int(np.nanargmax(values))
+        return (
+            f"Over {name} tokens, what the layers add never turns from weakening the stream to "
+            f"strengthening it: the cosine goes from {_with_interval(chosen, 'cosine', least)} at "
+            f"layer {least} to {_with_interval(chosen, 'cosine', most)} at layer {most}, and "
+            f"{closing} ({_sample(result, name)})."
+        )
+    layer = int(crossings[-1])
+    return (
+        f"Over {name} tokens, what the layers add last turns from weakening the stream to "
+        f"strengthening it after layer {layer} of {len(values)} (cosine "
+        f"{_with_interval(chosen, 'cosine', layer)}, then "
+        f"{_with_interval(chosen, 'cosine', layer + 1)} at layer {layer + 1}); {closing} "
+        f"({_sample(result, name)})."
+    )
+
+
+def _prediction(result: xr.Dataset) -> str:
+    name = _token_set(result)
+    chosen = result.sel(token_set=name)
+    points = chosen["point"].values
+    agreement = _values(chosen, "top1_agreement_mean")
+    if not np.isfinite(agreement).any():
+        return "When the prediction settles cannot be said: no token has finite lens values."
+    settled = len(points) - 1
+    while settled > 0 and agreement[settled - 1] > 0.5:
+        settled -= 1
+    if settled == len(points) - 1:
+        before = max(settled - 1, 0)
+        return (
+            f"Over {name} tokens, the best guess of the logit lens is the final one for more than "
+            f"half of them only after the last layer; at point {points[before]} it is so for "
+            f"{agreement[before]:.0%}, and the KL divergence to the final prediction is "
+            f"{_with_interval(chosen, 'kl', before)} nats ({_sample(result, name)})."
+        )
+    return (
+        f"Over {name} tokens, the best guess of the logit lens is the final one for more than half "
+        f"of them from point {points[settled]} of {points[-1]} on ({agreement[settled]:.0%}), "
+        f"where the KL divergence to the final prediction is still "
+        f"{_with_interval(chosen, 'kl', settled)} nats ({_sample(result, name)})."
+    )
+
+
+def _sample(result: xr.Dataset, name: str) -> str:
+    return f"{sample_size(result, name)}; 95% intervals in brackets"
+
+
+def _token_set(result: xr.Dataset) -> str:
+    return "content" if int(result["count"].sel(token_set="content")) else "all"
+
+
+def _values(chosen: xr.Dataset, name: str) -> Floats:
+    return np.asarray(chosen[name].values, dtype=np.float64)
+
+
+def _with_interval(chosen: xr.Dataset, name: str, at: int) -> str:
+    mean, low, high = (float(chosen[f"{name}_{key}"].values[at]) for key in ("mean", "low", "high"))
+    # Adding zero turns a rounded -0.00 into 0.00.
+    mean, low, high = (round(value, 2) + 0.0 for value in (mean, low, high))
+    return (
+        f"{mean:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite([low, high]).all() else f"{mean:.2f}"
+    )
+
+
+def _longest_run(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """First and last place of the longest run of true; (0, -1) where there is none."""
+    best, start = (0, -1), 0
+    for at, value in enumerate(mask):
+        if not value:
+            start = at + 1
+        elif at - start > best[1] - best[0]:
+            best = (start, at)
+    return best
