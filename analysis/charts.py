@@ -79,6 +79,8 @@ class Chart:
     ----------
     name
         File stem and anchor.
+    heading
+        What the figure is called in a list.
     title, subtitle
         Stand in the figure; the subtitle names the model and the sample.
     explanation
@@ -90,6 +92,7 @@ class Chart:
     """
 
     name: str
+    heading: str
     title: str
     subtitle: str
     explanation: str

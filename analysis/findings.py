@@ -6,11 +6,13 @@ kind to report (no drop, no crossing), it says so.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .result_charts import sample_size
+from .result_charts import interval_name, sample_size
 
 Floats = NDArray[np.float64]
 
@@ -68,25 +70,34 @@ def _direction(result: xr.Dataset) -> str:
     values = _values(chosen, "cosine_mean")
     if not np.isfinite(values).any():
         return "The direction of the layers cannot be said: no token has a finite cosine."
-    negative = int((values < 0).sum())
-    closing = f"{negative} of {len(values)} layers have a negative mean"
-    crossings = np.flatnonzero((values[:-1] < 0) & (values[1:] >= 0))
-    if not len(crossings):
+    sign = _clear_sign(chosen)
+    closing = (
+        f"{int((sign < 0).sum())} of {len(values)} layers clearly weaken it, "
+        f"{int((sign > 0).sum())} clearly strengthen it ({_sample(result, name)})."
+    )
+    clear = np.flatnonzero(sign)
+    turns = [(a, b) for a, b in pairwise(clear.tolist()) if sign[a] < 0 < sign[b]]
+    if not turns:
         least, most = int(np.nanargmin(values)), int(np.nanargmax(values))
         return (
             f"Over {name} tokens, what the layers add never turns from weakening the stream to "
-            f"strengthening it: the cosine goes from {_with_interval(chosen, 'cosine', least)} at "
-            f"layer {least} to {_with_interval(chosen, 'cosine', most)} at layer {most}, and "
-            f"{closing} ({_sample(result, name)})."
+            f"strengthening it: its cosine with the stream lies between "
+            f"{_with_interval(chosen, 'cosine', least)} (layer {least}) and "
+            f"{_with_interval(chosen, 'cosine', most)} (layer {most}); {closing}"
         )
-    layer = int(crossings[-1])
+    before, after = turns[-1]
     return (
-        f"Over {name} tokens, what the layers add last turns from weakening the stream to "
-        f"strengthening it after layer {layer} of {len(values)} (cosine "
-        f"{_with_interval(chosen, 'cosine', layer)}, then "
-        f"{_with_interval(chosen, 'cosine', layer + 1)} at layer {layer + 1}); {closing} "
-        f"({_sample(result, name)})."
+        f"Over {name} tokens, what the layers add last turns from weakening the stream (layer "
+        f"{before}: cosine {_with_interval(chosen, 'cosine', before)}) to strengthening it (layer "
+        f"{after}: {_with_interval(chosen, 'cosine', after)}); {closing}"
     )
+
+
+def _clear_sign(chosen: xr.Dataset) -> NDArray[np.int64]:
+    """-1 or 1 where the interval excludes zero, else 0; the mean's sign where there is none."""
+    mean, low, high = (_values(chosen, f"cosine_{key}") for key in ("mean", "low", "high"))
+    low, high = np.where(np.isfinite(low), low, mean), np.where(np.isfinite(high), high, mean)
+    return (low > 0).astype(np.int64) - (high < 0).astype(np.int64)
 
 
 def _prediction(result: xr.Dataset) -> str:
@@ -116,7 +127,7 @@ def _prediction(result: xr.Dataset) -> str:
 
 
 def _sample(result: xr.Dataset, name: str) -> str:
-    return f"{sample_size(result, name)}; 95% intervals in brackets"
+    return f"{sample_size(result, name)}; {interval_name(result)}s in brackets"
 
 
 def _token_set(result: xr.Dataset) -> str:

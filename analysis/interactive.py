@@ -25,13 +25,13 @@ def interactive(chart: Chart) -> go.Figure:
     subtitle = textwrap.wrap(chart.subtitle, 125)
     titles = max(panel.title.count("\n") + 1 for panel in chart.panels)
     head = 62 + 17 * len(subtitle) + 18 * titles
-    height = head + 96 + 260 * rows + 90 * (rows - 1)
+    height = head + 84 + 260 * rows + 90 * (rows - 1)
     figure = make_subplots(
         rows,
         columns,
-        subplot_titles=[_markup(panel.title) for panel in chart.panels],
+        subplot_titles=[_panel_title(panel.title) for panel in chart.panels],
         horizontal_spacing=0.09,
-        vertical_spacing=100 / (height - head - 96) if rows > 1 else 0,
+        vertical_spacing=100 / (height - head - 84) if rows > 1 else 0,
         shared_yaxes="all" if chart.same_y else False,
     )
     for number, panel in enumerate(chart.panels):
@@ -96,7 +96,9 @@ def _set_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
     figure.update_xaxes(title_text=panel.x_label, hoverformat=hover or ".2f",
                         unifiedhovertitle_text=f"<b>{prefix}%{{x}}</b>", row=row, col=column,
                         **line)  # fmt: skip
-    figure.update_yaxes(title_text=panel.y_label, showticklabels=True, row=row, col=column, **line)
+    figure.update_yaxes(
+        title_text=panel.y_label, showticklabels=True, nticks=8, row=row, col=column, **line
+    )
     if panel.y_range is not None:
         figure.update_yaxes(range=list(panel.y_range), row=row, col=column)
     if panel.logarithmic:
@@ -119,13 +121,13 @@ def _set_layout(
     figure.update_layout(
         template="none",
         title={"text": f"<b>{_markup(chart.title)}</b>", "x": 0, "xref": "paper", "xanchor": "left",
-               "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 8, "l": -52},
+               "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 8, "l": -60},
                "font": {"size": 18},
                "subtitle": {"text": _markup("\n".join(subtitle)),
                             "font": {"size": 12, "color": _MUTED}}},
         font={"family": FONT, "size": 12, "color": _INK},
         height=height,
-        margin={"t": head, "b": 96, "l": 60, "r": 12},
+        margin={"t": head, "b": 84, "l": 60, "r": 12},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container",
                 "yanchor": "bottom", "font": {"size": 12.5}},
         hovermode="x unified",
@@ -145,6 +147,11 @@ def _one_two_five(values: Floats) -> list[float]:
 def _transparent(colour: str) -> str:
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.22)"
+
+
+def _panel_title(text: str) -> str:
+    first, *rest = text.split("\n")
+    return "<br>".join([f"<b>{_markup(first)}</b>", *map(_markup, rest)])
 
 
 def _markup(text: str) -> str:

@@ -122,7 +122,7 @@ def _title(reports: Sequence[StoreReport]) -> str:
 def _store(number: int, report: StoreReport) -> dict[str, Any]:
     prefix = f"store-{number}"
     tables = {
-        name: _table(f"{_file_stem(report.label)}_{name}", result)
+        name: _table(f"{file_stem(report.label)}_{name}", result)
         for name, result in (("contributions", report.contributions), ("lens", report.lens))
         if result is not None
     }
@@ -144,7 +144,7 @@ def _store(number: int, report: StoreReport) -> dict[str, Any]:
 def _figure(prefix: str, chart: Chart) -> dict[str, Any]:
     return {
         "id": f"{prefix}-{chart.name}",
-        "title": chart.title,
+        "heading": chart.heading,
         "explanation": chart.explanation,
         "alternative": chart.alternative,
         "plotly": json.loads(interactive(chart).to_json()),
@@ -196,7 +196,8 @@ def _script(source: str) -> str:
     return source.replace("</script", "<\\/script")
 
 
-def _file_stem(label: str) -> str:
+def file_stem(label: str) -> str:
+    """A label as a part of a file's name."""
     return "".join(c if c.isalnum() or c in "-." else "_" for c in label).strip("._") or "store"
 
 

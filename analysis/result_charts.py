@@ -24,7 +24,6 @@ TOKEN_SETS = {
     "all": "All tokens (with the first position)",
 }
 
-INTERVAL_NOTE = "Bands: 95% bootstrap interval over documents."
 
 _NORM_RATIO = (
     "A layer reads the residual stream and adds to it. The curves show how large each addition is "
@@ -41,7 +40,7 @@ _COSINE = (
 _LENS = (
     "The logit lens applies the model's own final norm and unembedding to the stream at every "
     "point, as if the model ended there; point l is the stream that enters layer l, the last "
-    "point the one that leaves the last layer. The divergence KL(p_point ‖ p_final) says how far "
+    "point, L, the one that leaves the last layer. The divergence KL(p_l ‖ p_L) says how far "
     "that prediction is from the final one, overlap and agreement how many of its best guesses "
     "are already the final ones. Curves that settle early mean that the remaining layers do not "
     "change the prediction."
@@ -60,13 +59,26 @@ def contribution_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart]:
     """Norm ratios and cosines over layers, a panel per token set, a curve per part."""
     ratios = [_contribution_panel(result, name, "norm_ratio") for name in _token_sets(result)]
     cosines = [_contribution_panel(result, name, "cosine") for name in _token_sets(result)]
-    subtitle = f"{model}, {len(result.layer)} layers. {INTERVAL_NOTE}"
-    return (
-        Chart("contributions", "How much each layer adds to the residual stream", subtitle,
-              _NORM_RATIO, tuple(ratios), same_y=True),
-        Chart("cosines", "Whether each layer strengthens or erases the stream", subtitle,
-              _COSINE, tuple(cosines), same_y=True),
-    )  # fmt: skip
+    subtitle = f"{model}, {len(result.layer)} layers. {_bands(result)}"
+    size = Chart(
+        "contributions",
+        "Size of the contributions",
+        "How much each layer adds to the residual stream",
+        subtitle,
+        _NORM_RATIO,
+        tuple(ratios),
+        same_y=True,
+    )
+    direction = Chart(
+        "cosines",
+        "Direction of the contributions",
+        "Whether each layer strengthens or erases the stream",
+        subtitle,
+        _COSINE,
+        tuple(cosines),
+        same_y=True,
+    )
+    return size, direction
 
 
 def lens_chart(result: xr.Dataset, model: str) -> Chart:
@@ -80,9 +92,14 @@ def lens_chart(result: xr.Dataset, model: str) -> Chart:
         )
         panels.append(Panel(title, "Point of the residual stream", y_label, curves, y_range))
     samples = "; ".join(f"{name}: {sample_size(result, name)}" for name in names)
-    subtitle = f"{model}, {len(result.point) - 1} layers. {samples}. {INTERVAL_NOTE}"
+    subtitle = f"{model}, {len(result.point) - 1} layers. {samples}. {_bands(result)}"
     return Chart(
-        "lens", "When the prediction takes its final shape", subtitle, _LENS, tuple(panels)
+        "lens",
+        "The logit lens",
+        "When the prediction takes its final shape",
+        subtitle,
+        _LENS,
+        tuple(panels),
     )
 
 
@@ -93,18 +110,39 @@ def comparison_charts(
 ) -> tuple[Chart, ...]:
     """Several stores over relative depth (layer or point number / number of layers)."""
     charts = []
-    for variable, title, explanation in (
-        ("norm_ratio", "Contributions side by side", _NORM_RATIO),
-        ("cosine", "Directions side by side", _COSINE),
+    for variable, heading, title, explanation in (
+        (
+            "norm_ratio",
+            "Size of the contributions",
+            "How much the layers add, side by side",
+            _NORM_RATIO,
+        ),
+        (
+            "cosine",
+            "Direction of the contributions",
+            "Whether the layers strengthen or erase, side by side",
+            _COSINE,
+        ),
     ):
         if len(contributions) > 1:
             panels = tuple(_compared_parts(contributions, variable, token_set))
             subtitle = _compared_samples(contributions, token_set)
-            charts.append(Chart(f"compared_{variable}", title, subtitle, explanation, panels, True))
+            charts.append(
+                Chart(f"compared_{variable}", heading, title, subtitle, explanation, panels, True)
+            )
     if len(lenses) > 1:
         panels = tuple(_compared_lenses(lenses, token_set))
         subtitle = _compared_samples(lenses, token_set)
-        charts.append(Chart("compared_lens", "Predictions side by side", subtitle, _LENS, panels))
+        charts.append(
+            Chart(
+                "compared_lens",
+                "The logit lens",
+                "When the predictions settle, side by side",
+                subtitle,
+                _LENS,
+                panels,
+            )
+        )
     return tuple(charts)
 
 
@@ -114,6 +152,15 @@ def sample_size(result: xr.Dataset, token_set: str) -> str:
     documents = result.attrs.get("documents", {}).get(token_set)
     sample = _number(tokens, "token")
     return sample if documents is None else f"{sample} of {_number(documents, 'document')}"
+
+
+def interval_name(result: xr.Dataset) -> str:
+    """Such as ``95% interval``, by the level with which the result was made."""
+    return f"{100 * result.attrs.get('parameters', {}).get('level', 0.95):.3g}% interval"
+
+
+def _bands(result: xr.Dataset) -> str:
+    return f"Bands: {interval_name(result).replace(' ', ' bootstrap ')} over documents."
 
 
 def _number(value: int, noun: str) -> str:
@@ -184,7 +231,8 @@ def _compared_lenses(results: Mapping[str, xr.Dataset], token_set: str) -> list[
 
 def _compared_samples(results: Mapping[str, xr.Dataset], token_set: str) -> str:
     samples = "; ".join(f"{label}: {sample_size(r, token_set)}" for label, r in results.items())
-    return f"{token_set.capitalize()} tokens. {samples}. {INTERVAL_NOTE}"
+    bands = _bands(next(iter(results.values())))
+    return f"{token_set.capitalize()} tokens. {samples}. {bands}"
 
 
 def _styled(results: Mapping[str, xr.Dataset]) -> list[tuple[tuple[str, xr.Dataset], Style]]:

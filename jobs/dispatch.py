@@ -43,7 +43,10 @@ class Pool(Protocol):
     """Workers of one engine."""
 
     def workers(self) -> Sequence[int]:
-        """Numbers of the workers that are alive."""
+        """Numbers of the workers that can take a task just now."""
+
+    def lost(self) -> bool:
+        """Whether no worker is left, nor will one come back."""
 
     def submit(self, worker: int, task: Task) -> Attempt:
         """Give a task to a worker."""
@@ -130,7 +133,7 @@ class Dispatcher:
 
     def _fill(self) -> None:
         load = dict.fromkeys(self.pool.workers(), 0)
-        if not load:
+        if not load and self.pool.lost():
             raise WorkFailed("no worker is left; the errors above say why")
         for item in self.running.values():
             if item.worker in load:

@@ -27,6 +27,10 @@ class ProcessPool:
         """The one worker."""
         return [0]
 
+    def lost(self) -> bool:
+        """Never: it lives as long as this process."""
+        return False
+
     def submit(self, worker: int, task: Task) -> Future[Commit | None]:
         """Start a task on a thread."""
         return self._threads.submit(self._worker.run, task)

