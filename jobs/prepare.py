@@ -25,6 +25,7 @@ from depthscope.pipeline.model import load_tokenizer, resolve_folder
 from depthscope.pipeline.statistics import PARTS, QUANTITIES
 from depthscope.pipeline.tokens import CorpusSummary, tokenize_corpus
 from depthscope.storage.arrays import ArrayPlan, create_array, create_coordinate, create_group
+from depthscope.storage.atomic import write_json
 from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import ACTIVATIONS, LENS, STATISTICS, StorePaths
 from depthscope.storage.predicates import sample_documents, select_rows
@@ -157,12 +158,17 @@ def _lay_out(
     try:
         report("tokenising the corpus")
         with TableWriter(StorePaths(place), text=spec.text) as writer:
-            tokenizer = load_tokenizer(folder, spec.trust_remote_code)
+            # Token ids need no tokenizer; where there is one, it gives them their text.
+            needed = spec.token_ids is None or model.tokenizer_digest
+            tokenizer = load_tokenizer(folder, spec.trust_remote_code) if needed else None
             corpus = tokenize_corpus(spec, tokenizer, model.context, writer, vocabulary=_ANY_ID)
         record = _record(spec, model, corpus, points, place)
         plans = _create_arrays(place, spec, model, record, points)
         if spec.head:
             export_head(folder, model, spec.trust_remote_code).save(place)
+        else:
+            checkpoint = {"checkpoint": str(folder), "weights_digest": model.weights_digest}
+            write_json(StorePaths(place).head_config, checkpoint)
         check_room(out.parent, plans, record)
         shutil.rmtree(StorePaths(place).partial, ignore_errors=True)
         record.save(place)

@@ -101,7 +101,7 @@ def _check_plan(root: Path, record: RunRecord) -> Iterator[Problem]:
                 )
     except (Damage, RequestError, OSError, ValueError, KeyError) as error:
         yield Problem(f"row coordinates cannot be read ({error}): extract into a new store")
-    if paths.head.exists() or paths.head_config.exists():
+    if record.specification["head"]:
         try:
             Head.load(root)
         except (Damage, RequestError, OSError, ValueError) as error:
