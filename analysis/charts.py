@@ -45,7 +45,7 @@ STORE_STYLES = (
 PART_NAMES = {"attention": "Attention", "mlp": "MLP", "layer": "Whole layer"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """One line: ``mean`` over ``x`` with its interval where there is one (all of one length)."""
 
@@ -58,7 +58,7 @@ class Curve:
     maximum: Floats | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Panel:
     """One pair of axes; ``reference`` is a horizontal line that divides the meaning of values."""
 
@@ -71,7 +71,7 @@ class Panel:
     reference: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chart:
     """A figure of one or more panels that can be read without its caption.
 

@@ -62,7 +62,7 @@ MEASURES: Mapping[str, Measure] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenView:
     """One document, or its beginning.
 

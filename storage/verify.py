@@ -215,15 +215,14 @@ def _expected_shards(root: Path, record: RunRecord, commit: Commit) -> set[str]:
         return set()
     stored = Selections(root, record).task(commit.task).stored
     expected: set[str] = set()
-    for name, group in record.groups.items():
-        for path in array_paths(root):
-            if path.rsplit("/", 1)[0] != GROUPS[name]:
-                continue
-            plan = ArrayPlan.read(root, path)
-            for shard in range(
-                stored[name][0] // group.rows_per_shard, -(-stored[name][1] // group.rows_per_shard)
-            ):
-                expected.update(plan.shard_file(index) for index in plan.shards_of_rows(shard))
+    for path in array_paths(root):
+        name = next(n for n, folder in GROUPS.items() if folder == path.rsplit("/", 1)[0])
+        first, last = stored[name]
+        plan, shard_rows = ArrayPlan.read(root, path), record.groups[name].rows_per_shard
+        # A task may own no row at all of a group that stores a selection.
+        shards = range(first // shard_rows, -(-last // shard_rows)) if first < last else ()
+        for shard in shards:
+            expected.update(plan.shard_file(index) for index in plan.shards_of_rows(shard))
     return expected
 
 

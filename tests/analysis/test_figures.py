@@ -94,7 +94,7 @@ def test_bands_are_the_intervals() -> None:
     np.testing.assert_array_equal(edges[0], chosen.cosine_low.values)
     np.testing.assert_array_equal(edges[1], chosen.cosine_high.values)
     assert len(edges) == 12
-    assert "[-0.06, -0.04]" in figure.data[2].customdata[0]
+    assert "[-0.055, -0.035]" in figure.data[2].customdata[0]
     bands = draw(contribution_charts(added, "tiny")[1]).axes[0].collections
     assert len(bands) == 3
     ends = bands[0].get_paths()[0].vertices[:, 1]

@@ -1,0 +1,293 @@
+"""The report from stores: right numbers, honest notes, whole files, and no text breaks it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import errno
+import html
+import io
+import json
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from depthscope.analysis import report as report_module
+from depthscope.analysis import store as store_module
+from depthscope.analysis.contributions import contributions
+from depthscope.analysis.lens import lens
+from depthscope.analysis.report import write_report
+from depthscope.analysis.report_page import FactGroup, StoreReport, render_page
+from depthscope.analysis.token_views import MEASURES, token_views
+from depthscope.storage.errors import RequestError
+
+from . import synthetic_results as synthetic
+from .small_store import build
+
+NASTY = [
+    "</script><script>alert(1)</script>",
+    "<!--",
+    "<b>&amp;",
+    " a\u2028b",
+    '"',
+    "\n",
+    "\t",
+    "",
+    "né",
+]
+
+
+class Page(HTMLParser):
+    """The tags, attributes and texts of a page, by Python's own parser."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.words: list[str] = []
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside = tag
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = "" if tag == self._inside else self._inside
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.scripts[-1] += data
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def data(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(next(s for s in self.scripts if s.startswith("{")))
+        return found
+
+
+def decoded(view: dict[str, Any], name: str) -> np.ndarray:
+    flat = np.frombuffer(base64.b64decode(view["values"][name]), "<f4")
+    return flat.reshape(-1, len(view["tokens"]))
+
+
+def one_report(label: str = "tiny", tokens: list[str] | None = None) -> StoreReport:
+    return StoreReport(
+        label,
+        (FactGroup("Model", (("Name", label),)),),
+        (f"a note on {label}",),
+        synthetic.contributions([0.5, 0.4, 0.3], [-0.2, 0.1, 0.3]),
+        synthetic.lens([3, 2, 1, 0], [0, 0.3, 0.6, 1]),
+        (synthetic.token_view(tokens or [" one", " two"], 3),),
+    )
+
+
+def test_page_asks_for_nothing() -> None:
+    page = Page(render_page([one_report()], "today"))
+    addresses = [v for _, a in page.tags for k, v in a.items() if k in ("src", "href", "action")]
+    assert addresses
+    assert all((v or "").startswith(("#", "data:")) for v in addresses)
+    assert not [tag for tag, _ in page.tags if tag in ("link", "iframe", "img", "object")]
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "url(" not in page.scripts[0]
+
+
+def test_headings_and_alternatives() -> None:
+    page = Page(render_page([one_report(), one_report("other")], "today"))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+    images = [a for _, a in page.tags if a.get("role") == "img"]
+    assert len(images) == 3 + 2 * 3 + 2
+    assert all(a.get("aria-label") for a in images)
+    names = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(names) == len(set(names))
+    inner = {
+        (a["href"] or "")[1:] for t, a in page.tags if t == "a" and (a["href"] or "")[0] == "#"
+    }
+    assert inner <= set(names)
+
+
+def test_text_stays_text() -> None:
+    label = "<img src=x onerror=alert(1)> & co"
+    page = Page(render_page([one_report(label, NASTY)], "today"))
+    assert len([tag for tag, _ in page.tags if tag == "script"]) == 3
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    assert label in page.text
+    assert page.data["stores"][0]["documents"][0]["tokens"] == NASTY
+    assert "alert(1)" not in page.scripts[-1]
+
+
+def test_tables_hold_every_number() -> None:
+    report = one_report()
+    page = Page(render_page([report], "today"))
+    links = {a["download"]: a["href"] or "" for t, a in page.tags if t == "a" and "download" in a}
+    assert sorted(str(name) for name in links) == ["tiny_contributions.csv", "tiny_lens.csv"]
+    for name, result in (("contributions", report.contributions), ("lens", report.lens)):
+        assert result is not None
+        content = base64.b64decode(links[f"tiny_{name}.csv"].split("base64,")[1]).decode()
+        rows = list(csv.DictReader(io.StringIO(content)))
+        axes = [axis for axis in ("token_set", "part", "layer", "point") if axis in result.dims]
+        assert len(rows) == np.prod([result.sizes[axis] for axis in axes])
+        for row in rows:
+            at = {a: row[a] if a in ("token_set", "part") else int(row[a]) for a in axes}
+            chosen = result.sel(at)
+            for variable in result.data_vars:
+                assert float(row[str(variable)]) == pytest.approx(float(chosen[variable]), rel=1e-5)
+
+
+def test_parts_that_were_not_measured_are_left_out() -> None:
+    full = one_report()
+    bare = StoreReport("bare", full.facts, (), None, full.lens, ())
+    page = Page(render_page([bare], "today"))
+    assert list(page.data["figures"]) == ["store-0-lens"]
+    assert "Contributions were not measured in this store." in page.text
+    assert "Token by token" not in page.text
+    both = Page(render_page([bare, full], "today"))
+    assert [n for n in both.data["figures"] if n.startswith("compared")] == [
+        "compared-compared_lens"
+    ]
+
+
+def test_report_of_a_store(tmp_path: Path) -> None:
+    store = build(tmp_path / "small", invalid=(4,))
+    paths = write_report([store.root], tmp_path / "new" / "out.html", documents=4)
+    page = Page(paths.page.read_text(encoding="utf-8"))
+    run = store_module.open(store.root)
+    result = contributions(run)
+    figure = page.data["figures"]["store-0-contributions"]
+    curves = [t for t in figure["data"] if t["mode"] == "lines+markers"]
+    first = np.frombuffer(base64.b64decode(curves[0]["y"]["bdata"]), curves[0]["y"]["dtype"])
+    wanted = result.norm_ratio_mean.sel(token_set="content", part="attention")
+    np.testing.assert_array_equal(first, wanted)
+    assert "1 of 10 documents failed" in page.text
+    assert "How small uses its depth" in page.text
+    assert sorted(path.name for path in paths.figures) == [
+        "contributions.png",
+        "cosines.png",
+        "lens.png",
+    ]
+    assert all(path.parent == tmp_path / "new" / "out_figures" for path in paths.figures)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths.figures)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out.html", "out_figures"]
+    assert paths.page.stat().st_size < 8_000_000
+
+
+def test_token_views_are_the_stored_values(tmp_path: Path) -> None:
+    rows = np.concatenate([np.arange(6, 18), np.arange(55, 85)])
+    store = build(tmp_path / "small", lens_rows=rows, invalid=(4,))
+    views = token_views(store_module.open(store.root), documents=9)
+    # Documents 2, 6, 7, 8 and 9 have lens rows; 8 and 9 in part or not at all; 4 failed.
+    assert views
+    for view in views:
+        document = int(view.title.split()[1])
+        assert document not in (0, 1, 4)
+        first = int(np.flatnonzero(store.document == document)[0])
+        mine = np.arange(first, first + len(view.tokens))
+        assert view.first_row == first
+        assert list(view.tokens) == [store.token[row] for row in mine]
+        assert view.cut == 0
+        assert set(view.values) == set(MEASURES)
+        for number, part in enumerate(("attention", "mlp", "layer")):
+            np.testing.assert_array_equal(
+                view.values[f"cosine.{part}"], store.cosine[number][:, mine].astype(np.float32)
+            )
+            np.testing.assert_array_equal(
+                view.values[f"norm_ratio.{part}"],
+                store.norm_ratio[number][:, mine].astype(np.float32),
+            )
+        kl = np.where(np.isin(mine, rows), store.lens["kl"][:, mine], np.nan).astype(np.float32)
+        np.testing.assert_array_equal(view.values["kl"], kl)
+        assert "subject" in view.title
+
+
+def test_token_views_are_bounded(tmp_path: Path) -> None:
+    store = build(tmp_path / "small")
+    run = store_module.open(store.root)
+    per_token = 4 * (6 * store.layers + 6 * (store.layers + 1))
+    for budget in (20 * per_token, 31 * per_token):
+        views = token_views(run, documents=20, budget=budget)
+        assert 0 < sum(len(view.tokens) for view in views) <= budget // per_token
+    short = token_views(run, documents=20, tokens=4)
+    lengths = {int(view.title.split()[1]): (len(view.tokens), view.cut) for view in short}
+    assert lengths == {n: (min(4, size), max(0, size - 4)) for n, size in enumerate(store.lengths)}
+    assert [v.title for v in token_views(run, 3, seed=5)] == [
+        v.title for v in token_views(run, 3, seed=5)
+    ]
+
+
+def test_several_stores_and_their_names(tmp_path: Path) -> None:
+    stores = [
+        build(tmp_path / f"s{n}", seed=n, layers=3 + n, model={"name": "org/same"}).root
+        for n in range(2)
+    ]
+    other = build(tmp_path / "s2", seed=2, model={"name": "demo"}).root
+    paths = write_report([*stores, other], tmp_path / "out.html")
+    data = Page(paths.page.read_text(encoding="utf-8")).data
+    assert [s["label"] for s in data["stores"]] == [
+        "same (s0)",
+        "same (s1)",
+        "SmolLM2-135M-Instruct",
+    ]
+    assert sum(name.startswith("compared") for name in data["figures"]) == 3
+    assert len(data["figures"]) == len(paths.figures) == 3 + 3 * 3
+    assert len({path.name for path in paths.figures}) == 12
+
+
+def test_unfinished_and_poor_stores(tmp_path: Path) -> None:
+    part = build(tmp_path / "part", committed=(0, 2))
+    page = Page(write_report([part.root], tmp_path / "a.html").page.read_text(encoding="utf-8"))
+    assert "Only 2 of 4 tasks are committed" in page.text
+    with pytest.raises(RequestError, match="nothing committed yet"):
+        write_report([build(tmp_path / "empty", committed=()).root], tmp_path / "b.html")
+    with pytest.raises(RequestError, match=r"no run\.json"):
+        write_report([tmp_path / "none"], tmp_path / "b.html")
+    with pytest.raises(RequestError, match="at least one folder"):
+        write_report([], tmp_path / "b.html")
+    assert not (tmp_path / "b.html").exists()
+
+
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    store = build(tmp_path / "small")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RequestError, match="cannot be written"):
+        write_report([store.root], tmp_path / "file" / "out.html")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(RequestError, match="cannot be written"):
+        write_report([store.root], tmp_path / "folder.html")
+    assert not list(tmp_path.glob(".folder*"))
+
+
+def test_store_for_reading_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = build(tmp_path / "small")
+
+    def refusing(run: Any, **settings: Any) -> xr.Dataset:
+        if "out" not in settings:
+            raise OSError(errno.EROFS, "read-only file system")
+        return contributions(run, **settings)
+
+    monkeypatch.setattr(report_module, "contributions", refusing)
+    monkeypatch.setattr(report_module, "lens", lambda run, **settings: lens(run, **settings))
+    page = Page(write_report([store.root], tmp_path / "out.html").page.read_text(encoding="utf-8"))
+    assert "store-0-contributions" in page.data["figures"]
+    assert not (store.root / "analysis" / "contributions.zarr").exists()
+
+
+def test_escaped_alternatives_survive() -> None:
+    page = render_page([one_report('"quoted" <model>')], "today")
+    assert html.escape('"quoted" <model>').replace("&quot;", "&#34;") in page
