@@ -187,7 +187,7 @@ def _view(view: TokenView) -> Mapping[str, Any]:
 def _json(data: Any) -> str:
     """JSON that can stand inside a script element, whatever its strings hold."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "":
+    for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 

@@ -1,6 +1,10 @@
 """Engines and the command line; the only package that knows Ray."""
 
-from .extract import Extraction, extract
-from .spec import ExtractSpec
+from .environment import set_environment
+
+set_environment()
+
+from .extract import Extraction, extract  # noqa: E402
+from .spec import ExtractSpec  # noqa: E402
 
 __all__ = ["ExtractSpec", "Extraction", "extract"]

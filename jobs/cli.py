@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 import click
 from depthscope.storage.errors import RequestError
 
+from .environment import set_environment
 from .errors_to_exit import FAILED, SUCCESS, WRONG_REQUEST, exit_codes, say
 from .options import options_of, resolve
 from .progress import Progress, Silent, progress_for_terminal
 from .spec import ExtractSpec
 
-# Threads that spin while they wait make every other process on the machine several times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+set_environment()
 
 _STORE = click.Path(path_type=Path)
 _json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -25,6 +25,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.metrics import Counter as RayCounter
 
 from .dispatch import IN_FLIGHT, Attempt, WorkerLost
+from .environment import SETTINGS
 
 #: Bytes of the object store of a local cluster: results are small, so the least that Ray allows.
 OBJECT_STORE = 100 << 20
@@ -116,7 +117,7 @@ class RayPool:
         self._own = not ray.is_initialized()
         if self._own:
             connect(address, cpus=workers * settings.threads)
-        environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "passive"}
+        environment = SETTINGS | {"OMP_NUM_THREADS": str(settings.threads)}
         actor = ray.remote(WorkerActor).options(
             num_cpus=settings.threads,
             num_gpus=gpus,

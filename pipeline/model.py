@@ -10,6 +10,7 @@ the documents apart, provided that no attention mask and no cache are given.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .checkpoint import read_json, tokenizer_digest, weight_files
 from .demo_model import demo_folder
 from .description import DTYPES, ModelInfo, one_line, quiet, refuse_quantised
 from .hub import hub_folder
+from .packing import attention_by_segment, can_attend_by_segment
 
 _PROBE_TOKENS = 16
 
@@ -155,7 +157,10 @@ class Body:
         device = self.device
         arguments = {"position_ids": position_ids, "attention_mask": attention_mask}
         given = {key: value.to(device) for key, value in arguments.items() if value is not None}
-        self.model(input_ids=input_ids.to(device), use_cache=False, **given)
+        config = self.model.config
+        packed = attention_mask is None and can_attend_by_segment(config, position_ids)
+        with attention_by_segment(config, position_ids) if packed else nullcontext():
+            self.model(input_ids=input_ids.to(device), use_cache=False, **given)
 
 
 def load_body(

@@ -5,7 +5,8 @@ real names without ever replacing a file; last of all the *commit*, created excl
 with their digests. So
 
 * a reader who follows the commits sees whole tasks only;
-* an attempt that wakes up after its task was done elsewhere finds every name taken and harms nothing;
+* an attempt that wakes up after its task was done elsewhere finds every name taken, and harms
+  nothing;
 * a shard that was published by an attempt that died before its commit is checked and adopted by the
   next one, or removed when it is unsound.
 

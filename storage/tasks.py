@@ -34,6 +34,9 @@ TASKS_WANTED = 16
 SHARD_BYTES = 256 << 20
 CHUNK_BYTES = 512 << 10
 
+#: Documents are sorted by length inside a task, so a task of few documents would be mostly padding.
+TASK_ROWS_LEAST = 8192
+
 #: A selection's shard is at most this part of what a task is expected to select, so that few
 #: documents beyond the task's border are needed to fill its last shard.
 SELECTION_SHARE = 4
@@ -130,7 +133,7 @@ def choose_task_rows(first_rows: Rows, rows: int, row_bytes: int) -> int:
     """
     chunk = chunk_rows(row_bytes, rows)
     chunk_most = max(chunk, SHARD_BYTES // row_bytes // chunk * chunk)
-    wanted = min(-(-rows // TASKS_WANTED), chunk_most)
+    wanted = min(max(-(-rows // TASKS_WANTED), TASK_ROWS_LEAST), chunk_most)
     task = max(chunk, -(-wanted // chunk) * chunk)
     while task < rows and crossing_rows(first_rows, rows, task) > RUN_TWICE_LIMIT * rows:
         task *= 2
