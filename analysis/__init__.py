@@ -1,5 +1,7 @@
 """Reading stores and reducing them to results; knows Dask and xarray, never the model."""
 
+from typing import TYPE_CHECKING, Any
+
 from . import accessor as _accessor
 from .analyze import ANALYSES, analyze
 from .contributions import contributions
@@ -7,9 +9,11 @@ from .convert import to_pandas, to_torch
 from .findings import findings
 from .lens import lens
 from .query import query, run_query
-from .report import ReportPaths, write_report
 from .results import open_result
 from .store import Run, open
+
+if TYPE_CHECKING:
+    from .report import ReportPaths, write_report
 
 del _accessor
 
@@ -29,3 +33,12 @@ __all__ = [
     "to_torch",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Drawing libraries take a second to import, which no query or reduction should wait for.
+    if name in ("ReportPaths", "write_report"):
+        from . import report
+
+        return getattr(report, name)
+    raise AttributeError(f"depthscope.analysis has no {name}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -198,7 +199,7 @@ def _script(source: str) -> str:
 
 def file_stem(label: str) -> str:
     """A label as a part of a file's name."""
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in label).strip("._") or "store"
+    return re.sub(r"[^\w.-]+", "_", label).strip("._") or "store"
 
 
 def _own_file(name: str) -> str:

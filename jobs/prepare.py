@@ -15,13 +15,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from depthscope.pipeline.corpus_key import corpus_key
 from depthscope.pipeline.description import ModelInfo, describe_model
 from depthscope.pipeline.head_export import export_head
 from depthscope.pipeline.model import load_tokenizer, resolve_folder
+from depthscope.pipeline.packing import packs_without_mask
 from depthscope.pipeline.statistics import PARTS, QUANTITIES
 from depthscope.pipeline.tokens import CorpusSummary, tokenize_corpus
 from depthscope.storage.arrays import ArrayPlan, create_array, create_coordinate, create_group
@@ -97,9 +98,8 @@ def _existing(root: Path) -> RunRecord | None:
     return None
 
 
-def _identity(
-    spec: ExtractSpec, model: ModelInfo, tokens: str, task_rows: int, codec: str, batch_tokens: int
-) -> dict[str, Any]:
+def _identity(spec: ExtractSpec, model: ModelInfo, tokens: str) -> dict[str, Any]:
+    """What decides the numbers; the request's open fields must have been settled."""
     return {
         "weights": model.weights_digest,
         "config": model.config_digest,
@@ -115,11 +115,11 @@ def _identity(
         "seed": spec.seed,
         "statistics": spec.statistics,
         "store_dtype": _store_dtype(spec, model),
-        "codec": codec,
-        "batch_tokens": batch_tokens,
+        "codec": spec.codec,
+        "batch_tokens": spec.batch_tokens,
         "batches": spec.batches,
         "lens_memory": int(spec.lens_memory),
-        "task_rows": task_rows,
+        "task_rows": spec.task_rows,
     }
 
 
@@ -127,14 +127,7 @@ def _check_identity(spec: ExtractSpec, record: RunRecord, model: ModelInfo) -> N
     stored = record.identity_fields
     same_corpus = corpus_key(spec) == record.corpus["key"]
     tokens = str(stored["tokens"]) if same_corpus else "another corpus, or read in another way"
-    wanted = _identity(
-        spec,
-        model,
-        tokens,
-        int(spec.task_rows or 0),
-        spec.codec,
-        int(spec.batch_tokens or 0),
-    )
+    wanted = _identity(spec, model, tokens)
     if differing := differences(stored, wanted):
         raise RequestError(
             f"{spec.out} holds another run; different are: {'; '.join(differing)}. "
@@ -146,6 +139,7 @@ def _lay_out(
     spec: ExtractSpec, model: ModelInfo, folder: Path, report: Callable[[str], None]
 ) -> RunRecord:
     points = parse_points(spec.points, model.layers)
+    spec = _settled(spec, model, folder)
     out = Path(os.path.abspath(spec.out))
     place = out.parent / f".{out.name}.preparing-{secrets.token_hex(4)}"
     try:
@@ -207,8 +201,7 @@ def _record(
     store_dtype = _store_dtype(spec, model)
     row_bytes = model.hidden * item_size(store_dtype)
     task_rows = spec.task_rows or choose_task_rows(first_rows, corpus.rows, row_bytes)
-    codec = _codec(spec)
-    batch_tokens = spec.batch_tokens or (16384 if _has_gpu() else 1024)
+    spec = spec.model_copy(update={"task_rows": task_rows})
     groups: dict[str, GroupLayout] = {}
     selected = {"activations": spec.rows, "lens": spec.lens_rows}
     wanted = {"activations": bool(points) or spec.sublayers, "lens": spec.lens_rows != "none"}
@@ -228,7 +221,7 @@ def _record(
     if not groups:
         raise RequestError("nothing to do: --points none, --no-statistics and --lens-rows none")
     return RunRecord(
-        identity_fields=_identity(spec, model, corpus.digest, task_rows, codec, batch_tokens),
+        identity_fields=_identity(spec, model, corpus.digest),
         specification=spec.model_dump(mode="json"),
         model=asdict(model),
         corpus={**asdict(corpus), "key": corpus_key(spec)},
@@ -330,11 +323,20 @@ def _store_dtype(spec: ExtractSpec, model: ModelInfo) -> str:
     return model.dtype if spec.store_dtype == "model" else spec.store_dtype
 
 
-def _codec(spec: ExtractSpec) -> str:
-    """Compress only where cores are left over: on a CPU the model itself uses all of them."""
-    if spec.codec != "auto":
-        return spec.codec
-    return "zstd" if _has_gpu() and (os.cpu_count() or 1) >= 16 else "none"
+def _settled(spec: ExtractSpec, model: ModelInfo, folder: Path) -> ExtractSpec:
+    """Fill in what depends on the machine that lays the store out; the store then keeps it."""
+    gpu = _has_gpu()
+    # Compress only where cores are left over: on a CPU the model itself uses all of them.
+    codec = "zstd" if gpu and (os.cpu_count() or 1) >= 16 else "none"
+    packs = not gpu and packs_without_mask(folder, model, spec.trust_remote_code)
+    batches: Literal["packed", "sorted"] = "packed" if packs else "sorted"
+    return spec.model_copy(
+        update={
+            "codec": codec if spec.codec == "auto" else spec.codec,
+            "batches": batches if spec.batches == "auto" else spec.batches,
+            "batch_tokens": spec.batch_tokens or (16384 if gpu else 1024),
+        }
+    )
 
 
 def _has_gpu() -> bool:

@@ -57,9 +57,9 @@ class ExtractSpec(CorpusSpec):
     batch_tokens: int | None = None
     """Tokens of a micro-batch, padding included (default: 1024 on a CPU, 16384 on a GPU)."""
 
-    batches: Literal["sorted", "packed"] = "sorted"
-    """How documents form micro-batches: sorted by length and padded, or packed behind a block
-    mask."""
+    batches: Literal["auto", "sorted", "packed"] = "auto"
+    """How documents form micro-batches: sorted by length and padded, or packed into one line (auto:
+    packed on a CPU where the model attends document by document, else sorted)."""
 
     task_rows: int | None = None
     """Corpus rows of a task (default: chosen from the corpus's size and the documents' lengths)."""
@@ -115,6 +115,5 @@ class ExtractSpec(CorpusSpec):
         """Take what was left open from the store that is continued."""
         open_fields = ("dtype", "batch_tokens", "task_rows")
         taken = {f: fields[f] for f in open_fields if getattr(self, f) is None and f in fields}
-        if self.codec == "auto":
-            taken["codec"] = fields["codec"]
+        taken |= {f: fields[f] for f in ("codec", "batches") if getattr(self, f) == "auto"}
         return self.model_copy(update=taken)

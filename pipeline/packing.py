@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .description import ModelInfo, load_config
+from .families import FAMILIES
 
 #: The name under which transformers finds this attention.
 ATTENTION = "depthscope_segments"
@@ -31,10 +35,21 @@ def segments(position_ids: Tensor) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], position_ids.shape[1]], strict=True))
 
 
+def packs_without_mask(folder: Path, info: ModelInfo, trust_remote_code: bool = False) -> bool:
+    """Whether packing costs this model nothing, and is known to be right for its family."""
+    config = load_config(folder, trust_remote_code)
+    known = info.family in FAMILIES and info.attention == "sdpa"
+    return known and _is_full_attention(config.get_text_config())
+
+
 def can_attend_by_segment(config: Any, position_ids: Tensor | None) -> bool:
     """Whether a packed line may go without a mask."""
     if position_ids is None or position_ids.shape[0] != 1 or config._attn_implementation != "sdpa":
         return False
+    return _is_full_attention(config)
+
+
+def _is_full_attention(config: Any) -> bool:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
     windowed = window is not None and getattr(config, "use_sliding_window", True)

@@ -97,7 +97,7 @@ def test_bands_are_the_intervals() -> None:
     assert "[-0.055, -0.035]" in figure.data[2].customdata[0]
     bands = draw(contribution_charts(added, "tiny")[1]).axes[0].collections
     assert len(bands) == 3
-    ends = bands[0].get_paths()[0].vertices[:, 1]
+    ends = np.asarray(bands[0].get_paths()[0].vertices)[:, 1]
     assert ends.min() == pytest.approx(chosen.cosine_low.min().item())
     assert ends.max() == pytest.approx(chosen.cosine_high.max().item())
 
