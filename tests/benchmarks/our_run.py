@@ -24,6 +24,7 @@ from depthscope.jobs.spec import ExtractSpec
 from depthscope.pipeline import task_run
 from depthscope.pipeline.batches import Batch
 from depthscope.pipeline.equipment import WorkerSettings
+from depthscope.pipeline.packing import attention_by_segment
 from depthscope.pipeline.worker import Worker
 from depthscope.storage.commits import Commit
 from depthscope.storage.tasks import Task
@@ -180,5 +181,13 @@ class BareModel:
         start = time.perf_counter()
         with torch.inference_mode():
             for batch in batches:
-                self._model(input_ids=batch.input_ids, use_cache=False)
+                self._forward(batch)
         return time.perf_counter() - start
+
+    def _forward(self, batch: Batch) -> None:
+        """The same tokens, in the same shapes, through the same kernels; nothing captured."""
+        if batch.position_ids is None:
+            self._model(input_ids=batch.input_ids, use_cache=False)
+            return
+        with attention_by_segment(self._model.config, batch.position_ids):
+            self._model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)

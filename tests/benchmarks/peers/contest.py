@@ -7,7 +7,7 @@ bytes. So all contestants stay loaded, the harness lets them take turns, and nei
 the first batch is in any time. After the clock has stopped the files are opened again: they
 must hold rows × points × hidden values of bfloat16, or the contestant fails.
 
-This folder imports nothing of depthscope.
+The peers import nothing of depthscope; only the yardstick (bare.py) borrows its attention.
 """
 
 from __future__ import annotations
