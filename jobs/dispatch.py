@@ -96,10 +96,12 @@ class Dispatcher:
         on_commit: Callable[[Commit], None],
         on_tick: Callable[[int, Mapping[str, float]], None],
         on_warning: Callable[[str], None],
+        on_failure: Callable[[Task, int, str], None],
         stop: Callable[[], str | None],
     ) -> None:
         self.pool, self.retries, self.stop = pool, retries, stop
-        self.on_commit, self.on_tick, self.on_warning = on_commit, on_tick, on_warning
+        self.on_commit, self.on_tick = on_commit, on_tick
+        self.on_warning, self.on_failure = on_warning, on_failure
         self.queue = deque((task, 0) for task in tasks)
         self.running: dict[Attempt, _Running] = {}
         self.tries: dict[int, int] = {}
@@ -188,6 +190,7 @@ class Dispatcher:
             return
         self.tries[index] = self.tries.get(index, 0) + 1
         text = str(error).strip() or type(error).__name__
+        self.on_failure(item.task, self.tries[index], text)
         if self.tries[index] <= self.retries:
             self.on_warning(
                 f"{item.task.name} failed, try {self.tries[index] + 1} follows: {first_line(text)}"

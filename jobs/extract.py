@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +14,10 @@ from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.pipeline.worker import hardware
 from depthscope.storage.commits import Commit, CommitLog, invalid_documents
 from depthscope.storage.errors import RequestError, WorkFailed
+from depthscope.storage.layout import StorePaths
 from depthscope.storage.run_record import RunRecord
 from depthscope.storage.tables import mark_invalid
-from depthscope.storage.tasks import Selections
+from depthscope.storage.tasks import Selections, Task
 
 from .dispatch import Dispatcher, Outcome, Pool
 from .lock import driver_lock
@@ -68,6 +72,7 @@ def extract(
     """
     progress = progress or Silent()
     _check_schedule(spec)
+    existed = StorePaths(spec.out).run.exists()
     record, folder = prepare(spec, progress.message)
     with driver_lock(spec.out), stop_on_signals() as stop:
         log = CommitLog(spec.out)
@@ -76,7 +81,15 @@ def extract(
         counts = {"nonfinite": 0}
         if len(done) < record.tasks:
             settings = _settings(spec, record, folder, log)
-            outcome = _run(spec, record, settings, done, progress, counts, stop, pool or make_pool)
+            try:
+                outcome = _run(
+                    spec, record, settings, done, progress, counts, stop, pool or make_pool
+                )
+            except RequestError:
+                # Only a worker could tell, such as from the model's first batch: leave no trace.
+                if not existed and not any(log.files()):
+                    shutil.rmtree(spec.out)
+                raise
         else:
             outcome = Outcome()
         failed_documents = invalid_documents(spec.out)
@@ -117,6 +130,11 @@ def _run(
         for place, number in commit.nonfinite.items():
             progress.message(f"task {commit.task}: {number} values are not finite at {place}")
 
+    def failed(task: Task, number: int, error: str) -> None:
+        line = {"task": task.index, "try": number, "error": error, "time": time.time()}
+        with StorePaths(spec.out).failures.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
     try:
         return Dispatcher(
             workers,
@@ -125,6 +143,7 @@ def _run(
             on_commit=committed,
             on_tick=progress.tick,
             on_warning=progress.message,
+            on_failure=failed,
             stop=stop,
         ).run()
     finally:

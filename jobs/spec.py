@@ -80,14 +80,14 @@ class ExtractSpec(CorpusSpec):
     """An existing Ray cluster (default: a local one of this command's own)."""
 
     workers: int | None = None
-    """Workers, each with the whole model (default: one per node or GPU set; 1 on a CPU)."""
+    """Workers, each with the whole model (default: 1)."""
 
     threads: int | None = None
     """Threads of a worker (default: its share of the cores; a store that is continued keeps its
     own)."""
 
     gpus_per_worker: float | None = None
-    """GPUs of a worker (default: all of a node)."""
+    """GPUs of a worker (default: its share of this node's)."""
 
     retries: int = 2
     """How often a task that failed is tried again."""

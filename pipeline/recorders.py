@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .batches import Batch
 from .lens import LENS_VALUES, LensMeasure
 from .placement import Placement, StoredRange
-from .statistics import layer_statistics
+from .statistics import Scratch, layer_statistics
 
 
 class StatisticsRecorder:
@@ -22,6 +22,7 @@ class StatisticsRecorder:
         self.values = np.full((11, layers, stored.last - stored.first), np.nan, np.float32)
         self._placement: Placement | None = None
         self._pending: list[torch.Tensor] = []
+        self._scratch = Scratch()
 
     def begin(self, batch: Batch) -> None:
         """Plan where a batch's numbers go."""
@@ -31,7 +32,8 @@ class StatisticsRecorder:
     def take(self, h: torch.Tensor, a: torch.Tensor, m: torch.Tensor) -> None:
         """Measure one layer of the batch; inputs (lines, width, d)."""
         width = h.shape[-1]
-        self._pending.append(layer_statistics(*(x.reshape(-1, width) for x in (h, a, m))))
+        h, a, m = (x.reshape(-1, width) for x in (h, a, m))
+        self._pending.append(layer_statistics(h, a, m, self._scratch))
 
     def end(self) -> None:
         """Bring the batch's numbers to the host, once for all layers."""

@@ -75,6 +75,11 @@ class StorePaths:
         return self.root / "partial"
 
     @property
+    def failures(self) -> Path:
+        """One JSON line per failed attempt at a task, kept for the reader."""
+        return self.root / "failures.jsonl"
+
+    @property
     def lock(self) -> Path:
         """Held by the one driver that may hand out tasks."""
         return self.root / "driver.lock"

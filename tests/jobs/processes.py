@@ -37,7 +37,7 @@ def data_bytes(store: Path) -> dict[str, bytes]:
         for path in sorted(store.rglob("*"))
         if path.is_file()
         and not {"commits", "partial", "analysis"} & set(path.relative_to(store).parts)
-        and path.name not in {"run.json", "driver.lock"}
+        and path.name not in {"run.json", "driver.lock", "failures.jsonl"}
     }
 
 

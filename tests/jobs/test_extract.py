@@ -202,8 +202,11 @@ def test_selected_rows_and_points(
     assert np.isfinite(stored(store, "statistics.zarr/norm")).all()
 
 
-def test_bfloat16_store_of_a_bfloat16_model(run: Extract, tiny_model: Path, tmp_path: Path) -> None:
-    run(dtype="bfloat16")
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_bfloat16_store_of_a_bfloat16_model(
+    run: Extract, tiny_model: Path, tmp_path: Path, codec: str
+) -> None:
+    run(dtype="bfloat16", codec=codec)
     store = tmp_path / "store"
     residual = stored(store, "activations.zarr/residual")
     assert residual.dtype.name == "bfloat16"
@@ -268,6 +271,9 @@ def test_a_poisoned_document_is_named_and_the_rest_committed(
     store = tmp_path / "store"
     record = json.loads((store / "run.json").read_text())
     assert len(list((store / "commits").iterdir())) == record["tasks"] - 1
+    failures = [json.loads(line) for line in (store / "failures.jsonl").read_text().splitlines()]
+    assert [failure["try"] for failure in failures] == [1, 2]
+    assert "document 17" in failures[0]["error"]
     result = run(**options, on_error="skip")
     assert (result.invalid_documents, result.committed) == (1, 1)
     valid = pq.read_table(store / "tokens.parquet").to_pandas()
@@ -306,3 +312,29 @@ def test_duplicates_are_counted(run: Extract, tmp_path: Path) -> None:
     run(data=(str(data),))
     record = json.loads((tmp_path / "store" / "run.json").read_text())
     assert record["corpus"]["duplicates"] == 2
+
+
+def test_a_block_that_adds_otherwise_is_refused_and_leaves_no_store(
+    run: Extract, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, GraniteConfig
+
+    from ..conftest import byte_tokenizer
+
+    torch.manual_seed(1)
+    config = GraniteConfig(
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        residual_multiplier=0.5,
+    )
+    folder = tmp_path / "scaled"
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    with pytest.raises(RequestError, match=r"granite.*layer 0"):
+        run(model=str(folder))
+    assert not (tmp_path / "store").exists()

@@ -86,6 +86,6 @@ def test_zero_stream_is_clamped_and_not_finite_values_stay_visible() -> None:
 def test_blocks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     h, a, m = torch.randn((3, 50, 16), generator=torch.Generator().manual_seed(4))
     whole = layer_statistics(h, a, m)
-    monkeypatch.setattr(statistics, "_BLOCK_VALUES", 7 * 16)
+    monkeypatch.setattr(statistics, "_BLOCK_BYTES", 7 * 16)
     assert torch.equal(whole, layer_statistics(h, a, m))
     assert layer_statistics(h[:0], a[:0], m[:0]).shape == (11, 0)
