@@ -149,7 +149,7 @@ class ActivationRecorder:
     def release(self) -> None:
         """Hand the block back when the task fails."""
         if self._staging is not None:
-            self._staging.drop()
+            self._staging.clear()
         if self._block is not None:
             self._pool.give(self._block)
             self._block = None

@@ -31,6 +31,7 @@ class HostStaging:
     def __init__(self) -> None:
         self._memory = [torch.empty(0), torch.empty(0)]
         self._turn = 0
+        self._taking = False
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._current: _Area | None = None
         self._previous: _Area | None = None
@@ -46,6 +47,7 @@ class HostStaging:
             )
         rows = self._memory[self._turn][:needed].view(planes, count, hidden)
         self._previous, self._current = self._current, _Area(rows, placement, [])
+        self._taking = True
 
     def take(self, plane: int, hidden: torch.Tensor) -> None:
         """Start the copy of one plane of the batch, (lines, width, d)."""
@@ -60,6 +62,7 @@ class HostStaging:
 
     def end(self) -> None:
         """Note the end of the batch's copies."""
+        self._taking = False
         if self._current is not None:
             for stream in self._streams.values():
                 event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -67,10 +70,20 @@ class HostStaging:
                 self._current.arrivals.append(event)
 
     def drop(self) -> None:
-        """Forget the current batch, which has failed; the one before it still settles."""
+        """Forget the batch that is being taken, if one is; those before it still settle."""
+        if self._taking:
+            for stream in self._streams.values():
+                stream.synchronize()
+            self._current, self._previous = self._previous, None
+            self._turn ^= 1
+            self._taking = False
+
+    def clear(self) -> None:
+        """Forget every batch, because the task has failed."""
         for stream in self._streams.values():
             stream.synchronize()
-        self._current = None
+        self._current = self._previous = None
+        self._taking = False
 
     def settle(self, block: torch.Tensor, base: int, *, last: bool = False) -> None:
         """Put the batch before the current one, or with ``last`` every batch, into the block."""
