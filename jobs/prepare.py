@@ -25,7 +25,13 @@ from depthscope.pipeline.model import load_tokenizer, resolve_folder
 from depthscope.pipeline.packing import packs_without_mask
 from depthscope.pipeline.statistics import PARTS, QUANTITIES
 from depthscope.pipeline.tokens import CorpusSummary, tokenize_corpus
-from depthscope.storage.arrays import ArrayPlan, create_array, create_coordinate, create_group
+from depthscope.storage.arrays import (
+    ArrayPlan,
+    create_array,
+    create_coordinate,
+    create_group,
+    create_labels,
+)
 from depthscope.storage.atomic import write_json
 from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import ACTIVATIONS, LENS, STATISTICS, StorePaths
@@ -282,6 +288,8 @@ def _create_arrays(
         create_group(place, STATISTICS, {"quantity": list(QUANTITIES), "part": list(PARTS)})
     if "statistics" in record.groups:
         create_coordinate(place, f"{STATISTICS}/layer", layers, "layer")
+        create_labels(place, f"{STATISTICS}/quantity", QUANTITIES, "quantity")
+        create_labels(place, f"{STATISTICS}/part", PARTS, "part")
         rows = np.arange(record.rows, dtype=np.int64)
         create_coordinate(place, f"{STATISTICS}/row", rows, "row", {"long_name": "corpus row"})
     if "lens" in record.groups:

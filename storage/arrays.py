@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from . import atomic
@@ -285,3 +287,19 @@ def read_coordinate(root: Path, path: str) -> NDArray[Any]:
 
 def _names(known: Iterable[str]) -> str:
     return ", ".join(known)
+
+
+def create_labels(root: Path, path: str, values: Sequence[str], dimension: str) -> None:
+    """Create a one-dimensional array of strings, in the form that xarray gives its own labels."""
+    with warnings.catch_warnings():
+        # zarr-python warns that strings are younger than the specification; readers know them.
+        warnings.simplefilter("ignore")
+        array = zarr.create_array(
+            root / path,
+            shape=(len(values),),
+            chunks=(len(values),),
+            dtype=str,
+            dimension_names=[dimension],
+            zarr_format=3,
+        )
+        array[:] = np.array(values, dtype=object)

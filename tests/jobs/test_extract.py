@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import xarray as xr
 from depthscope.jobs import ExtractSpec, extract
 from depthscope.storage.errors import RequestError, WorkFailed
 
@@ -92,6 +93,9 @@ def test_statistics_are_those_of_the_definitions(
     run(points="none")
     store = tmp_path / "store"
     assert not (store / "activations.zarr").exists()
+    labelled = xr.open_zarr(store / "statistics.zarr", consolidated=False)
+    assert labelled.norm.sel(quantity="h_mid", layer=1).sizes == {"row": len(labelled.row)}
+    assert labelled.cosine.part.values.tolist() == ["attention", "mlp", "layer"]
     norm, ratio, cosine = (
         stored(store, f"statistics.zarr/{name}") for name in ("norm", "norm_ratio", "cosine")
     )
