@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,14 @@ def hardware(threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _bytes_read() -> int:
+    """Bytes that this process has read so far, from the page cache or below; 0 where unknown."""
+    try:
+        return int(Path("/proc/self/io").read_text().split()[1])
+    except OSError:
+        return 0
 
 
 class Worker:
@@ -98,7 +107,7 @@ class Worker:
     def _run(self, task: Task) -> Future[Commit | None]:
         attempt = secrets.token_hex(4)
         files = TaskFiles.create(self.settings.root, task.index, attempt, self.clock)
-        before, started = self.clock.seconds(), time.time()
+        before, started, read = self.clock.seconds(), time.time(), _bytes_read()
         writer = self.equipment.writer
         try:
             with torch.inference_mode():
@@ -120,6 +129,7 @@ class Worker:
             pid=os.getpid(),
             hardware=hardware(self.settings.threads),
             rows_run=run.rows_run,
+            bytes_read=_bytes_read() - read,
         )
         finish = partial(self._finish, commit, files, run, before, started)
         return writer.submit(finish)
