@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from depthscope.storage.arrays import ArrayPlan, read_coordinate
+from depthscope.storage.arrays import ArrayPlan
+from depthscope.storage.coordinates import read_coordinate
 from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import ACTIVATIONS, LENS, STATISTICS
 

@@ -25,14 +25,9 @@ from depthscope.pipeline.model import load_tokenizer, resolve_folder
 from depthscope.pipeline.packing import packs_without_mask
 from depthscope.pipeline.statistics import PARTS, QUANTITIES
 from depthscope.pipeline.tokens import CorpusSummary, tokenize_corpus
-from depthscope.storage.arrays import (
-    ArrayPlan,
-    create_array,
-    create_coordinate,
-    create_group,
-    create_labels,
-)
+from depthscope.storage.arrays import ArrayPlan, create_array, create_group
 from depthscope.storage.atomic import write_json
+from depthscope.storage.coordinates import create_coordinate, create_labels
 from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import ACTIVATIONS, LENS, STATISTICS, StorePaths
 from depthscope.storage.predicates import sample_documents, select_rows

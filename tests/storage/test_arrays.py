@@ -1,4 +1,4 @@
-"""Plans and metadata of arrays, and coordinates."""
+"""Plans and metadata of arrays."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from depthscope.storage.arrays import (
-    ArrayPlan,
-    create_array,
-    create_coordinate,
-    create_group,
-    read_coordinate,
-)
+from depthscope.storage.arrays import ArrayPlan, create_array, create_group
 from depthscope.storage.bfloat16 import BFloat16
 from depthscope.storage.errors import Damage, RequestError
 
@@ -116,44 +110,6 @@ def test_reading_a_plan_that_is_not_there_or_not_ours(tmp_path: Path) -> None:
     )
     with pytest.raises(RequestError, match="codecs"):
         ArrayPlan.read(tmp_path, "gzip")
-
-
-@pytest.mark.parametrize("count", [0, 1, 5, 12])
-def test_coordinates_are_plain_zarr_arrays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    monkeypatch.setattr("depthscope.storage.arrays.COORDINATE_CHUNK", 5)
-    values = np.arange(count, dtype=np.int64) ** 3 - 7
-    create_coordinate(tmp_path, "g/row", values, "row", {"long_name": "corpus row"})
-    array = zarr.open_array(tmp_path / "g/row", mode="r")
-    assert array.metadata.dimension_names == ("row",)
-    assert array.attrs["long_name"] == "corpus row"
-    np.testing.assert_array_equal(array[:], values)
-    np.testing.assert_array_equal(read_coordinate(tmp_path, "g/row"), values)
-
-
-def test_a_coordinate_is_created_once(tmp_path: Path) -> None:
-    create_coordinate(tmp_path, "row", np.arange(4), "row")
-    create_coordinate(tmp_path, "row", np.arange(4), "row")
-    with pytest.raises(RequestError, match="other values"):
-        create_coordinate(tmp_path, "row", np.arange(4) + 1, "row")
-    with pytest.raises(RequestError, match="another layout"):
-        create_coordinate(tmp_path, "row", np.arange(5), "row")
-    np.testing.assert_array_equal(read_coordinate(tmp_path, "row"), np.arange(4))
-
-
-@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
-def test_a_damaged_coordinate_is_named(tmp_path: Path, harm: str) -> None:
-    create_coordinate(tmp_path, "row", np.arange(4), "row")
-    file = tmp_path / "row/c/0"
-    content = bytearray(file.read_bytes())
-    content[3] ^= 1
-    if harm == "remove":
-        file.unlink()
-    else:
-        file.write_bytes(content if harm == "flip" else content[:-5])
-    with pytest.raises(Damage, match=r"row/c/0.*depthscope verify"):
-        read_coordinate(tmp_path, "row")
 
 
 def test_metadata_that_is_not_json_is_damage(tmp_path: Path) -> None:

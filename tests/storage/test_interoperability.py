@@ -16,8 +16,9 @@ import pytest
 import tensorstore
 import zarr
 import zarrs
-from depthscope.storage.arrays import ArrayPlan, create_array, create_coordinate
+from depthscope.storage.arrays import ArrayPlan, create_array
 from depthscope.storage.bfloat16 import BFloat16
+from depthscope.storage.coordinates import create_coordinate
 from depthscope.storage.shard_reader import ArrayReader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
