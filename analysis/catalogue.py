@@ -6,31 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from depthscope.storage.array_names import GROUPS, LABELS
 from depthscope.storage.arrays import ArrayPlan
 from depthscope.storage.coordinates import read_coordinate
 from depthscope.storage.errors import RequestError
-from depthscope.storage.layout import ACTIVATIONS, LENS, STATISTICS
 
 from .snapshot import Snapshot
-
-#: Where the groups lie.
-FOLDERS = {"activations": ACTIVATIONS, "statistics": STATISTICS, "lens": LENS}
-
-#: Labels of the axes that are not numbered.
-LABELS = {
-    "quantity": ("h", "h_mid", "a", "m", "c"),
-    "part": ("attention", "mlp", "layer"),
-}
-
-#: The lens's arrays.
-LENS_NAMES = (
-    "kl",
-    "top5_overlap",
-    "top1_agreement",
-    "entropy",
-    "next_rank",
-    "next_probability",
-)
 
 
 @dataclass(frozen=True)
@@ -72,7 +53,7 @@ CATALOGUE = {
 def find_plan(snapshot: Snapshot, name: str) -> ArrayPlan | None:
     """How an array of a store is laid out; None where the store does not have it."""
     group = CATALOGUE[name].group
-    path = f"{FOLDERS[group]}/{name}"
+    path = f"{GROUPS[group]}/{name}"
     if not snapshot.has_group(group) or not (snapshot.root / path / "zarr.json").exists():
         return None
     return ArrayPlan.read(snapshot.root, path)
@@ -96,4 +77,4 @@ def axis_labels(snapshot: Snapshot, name: str, dimension: str) -> Any:
     """Labels of an axis other than the row: names, or the store's own numbers."""
     if dimension in LABELS:
         return np.array(LABELS[dimension])
-    return read_coordinate(snapshot.root, f"{FOLDERS[CATALOGUE[name].group]}/{dimension}")
+    return read_coordinate(snapshot.root, f"{GROUPS[CATALOGUE[name].group]}/{dimension}")

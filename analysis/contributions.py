@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from depthscope.storage.array_names import PARTS
 from depthscope.storage.errors import RequestError
 from numpy.typing import NDArray
 
-from .catalogue import LABELS
 from .per_document import RowValues, slice_rows
 from .rows import Piece, RowAxis
 from .store import Run
@@ -24,8 +24,6 @@ from .stored_arrays import StoredArray
 from .summary import Measure, Settings, Summary
 
 Source = Literal["statistics", "activations"]
-
-PARTS = LABELS["part"]
 
 #: Denominators of norm ratios are at least this.
 CLAMP = 1e-6

@@ -15,10 +15,11 @@ from typing import Any
 import duckdb
 import numpy as np
 import xarray as xr
+from depthscope.storage.array_names import ARRAYS
 from depthscope.storage.errors import RequestError
 from numpy.typing import NDArray
 
-from .catalogue import CATALOGUE, LENS_NAMES, axis_labels, find_plan, require_plan
+from .catalogue import CATALOGUE, axis_labels, find_plan, require_plan
 from .rows import RowAxis
 from .snapshot import Snapshot, require_one_model, take_snapshot
 from .stored_arrays import StoredArray, StoredPart, lazy
@@ -123,7 +124,7 @@ class Run:
     @property
     def lens_values(self) -> xr.Dataset:
         """The logit lens of the rows chosen for it: six variables (point, row), float32."""
-        return xr.Dataset({name: self._array(name) for name in LENS_NAMES})
+        return xr.Dataset({name: self._array(name) for name in ARRAYS["lens"]})
 
     @property
     def tokens(self) -> duckdb.DuckDBPyRelation:

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+from depthscope.storage.array_names import ARRAYS, PARTS
 from numpy.typing import NDArray
 
-from .catalogue import LABELS, LENS_NAMES
 from .store import Run
 
 Float32s = NDArray[np.float32]
-
-PARTS = LABELS["part"]
 
 #: Columns of documents.parquet that the store adds to the corpus's own fields.
 OWN_COLUMNS = frozenset(
@@ -156,7 +154,7 @@ def _values(part: Run, rows: NDArray[np.int64]) -> dict[str, Float32s]:
             values |= {f"{name}.{p}": _float32(array.sel(part=p), "layer") for p in PARTS}
     if part.has("kl"):
         lens = part.lens_values
-        values |= {name: _float32(_along(lens[name], rows), "point") for name in LENS_NAMES}
+        values |= {name: _float32(_along(lens[name], rows), "point") for name in ARRAYS["lens"]}
     return {name: values[name] for name in MEASURES if name in values}
 
 

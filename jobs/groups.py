@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from depthscope.pipeline.description import ModelInfo
-from depthscope.pipeline.lens import LENS_VALUES
+from depthscope.storage.array_names import ARRAYS, LABELS, STATISTICS_AXES, SUBLAYERS
 from depthscope.storage.arrays import ArrayPlan
 from depthscope.storage.layout import ACTIVATIONS, LENS, STATISTICS
 from depthscope.storage.run_record import GroupLayout
-
-#: Statistics arrays, with the name and length of their first axis.
-STATISTICS_ARRAYS = {"norm": ("quantity", 5), "norm_ratio": ("part", 3), "cosine": ("part", 3)}
 
 
 def item_size(dtype: str) -> int:
@@ -34,10 +31,11 @@ def array_plans(
         if points:
             plans.append(_wide("residual", "point", len(points), model.hidden, dtype, codec, group))
         if sublayers:
-            for name in ("attention_output", "mlp_output"):
+            for name in SUBLAYERS:
                 plans.append(_wide(name, "layer", model.layers, model.hidden, dtype, codec, group))
     if (group := groups.get("statistics")) is not None:
-        for name, (axis, length) in STATISTICS_ARRAYS.items():
+        for name, axis in STATISTICS_AXES.items():
+            length = len(LABELS[axis])
             plans.append(
                 ArrayPlan(
                     path=f"{STATISTICS}/{name}",
@@ -49,7 +47,7 @@ def array_plans(
                 )
             )
     if (group := groups.get("lens")) is not None:
-        for name in LENS_VALUES:
+        for name in ARRAYS["lens"]:
             plans.append(
                 ArrayPlan(
                     path=f"{LENS}/{name}",

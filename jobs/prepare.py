@@ -23,8 +23,8 @@ from depthscope.pipeline.description import ModelInfo, describe_model
 from depthscope.pipeline.head_export import export_head
 from depthscope.pipeline.model import load_tokenizer, resolve_folder
 from depthscope.pipeline.packing import packs_without_mask
-from depthscope.pipeline.statistics import PARTS, QUANTITIES
 from depthscope.pipeline.tokens import CorpusSummary, tokenize_corpus
+from depthscope.storage.array_names import PARTS, QUANTITIES
 from depthscope.storage.arrays import ArrayPlan, create_array, create_group
 from depthscope.storage.atomic import write_json
 from depthscope.storage.coordinates import create_coordinate, create_labels

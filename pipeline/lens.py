@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from depthscope.storage.array_names import ARRAYS
 from depthscope.storage.errors import RequestError
 from depthscope.storage.head import Head
 from numpy.typing import NDArray
@@ -20,14 +21,7 @@ from torch import Tensor
 
 from .head_export import NORMALISE
 
-LENS_VALUES = (
-    "kl",
-    "top5_overlap",
-    "top1_agreement",
-    "entropy",
-    "next_rank",
-    "next_probability",
-)
+LENS_VALUES = ARRAYS["lens"]
 """Names of the lens values: nats, share of 5, 0 or 1, nats, 1 = most probable, probability."""
 _TOP = 5
 _COLUMN = 64  # logits are searched for their largest in columns of this many

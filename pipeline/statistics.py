@@ -7,12 +7,9 @@ so that a sum that nearly cancels (a layer that erases a massive activation) kee
 from __future__ import annotations
 
 import torch
+from depthscope.storage.array_names import PARTS, QUANTITIES
 from torch import Tensor
 
-QUANTITIES = ("h", "h_mid", "a", "m", "c")
-"""Order of the norms: the stream, the stream after attention, what attention, MLP, layer add."""
-PARTS = ("attention", "mlp", "layer")
-"""Order of the norm ratios and of the cosines."""
 N_STATISTICS = len(QUANTITIES) + 2 * len(PARTS)
 SMALLEST_NORM = 1e-6
 """Denominators of norm ratios are at least this (as in the official code, analyze_norms.py)."""

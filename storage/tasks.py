@@ -17,13 +17,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from .layout import ACTIVATIONS, LENS, STATISTICS
+from .array_names import GROUPS
 from .run_record import GroupLayout, RunRecord
 
 Rows = NDArray[np.int64]
-
-#: Name of each group in run.json, and its folder.
-GROUPS = {"activations": ACTIVATIONS, "statistics": STATISTICS, "lens": LENS}
 
 #: At most this share of the rows may go through the model twice.
 RUN_TWICE_LIMIT = 0.03

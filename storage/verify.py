@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
+from .array_names import GROUPS, array_paths, group_of
 from .arrays import ArrayPlan
 from .commits import Commit, CommitLog, digest_file
 from .errors import Damage, RequestError
 from .head import Head
-from .layout import ACTIVATIONS, LENS, STATISTICS, StorePaths
+from .layout import StorePaths
 from .run_record import RunRecord
 from .status import Status, status, task_rows
-from .tasks import GROUPS, Selections
+from .tasks import Selections
 from .token_table import TokenTable
 
 #: Rows of the token table that are checked at a time.
@@ -106,28 +107,6 @@ def _check_plan(root: Path, record: RunRecord) -> Iterator[Problem]:
             Head.load(root)
         except (Damage, RequestError, OSError, ValueError) as error:
             yield Problem(f"{paths.head}: {error}: extract into a new store")
-
-
-def array_paths(root: Path) -> list[str]:
-    """Every sharded array of the store."""
-    names = {
-        ACTIVATIONS: ("residual", "attention_output", "mlp_output"),
-        STATISTICS: ("norm", "norm_ratio", "cosine"),
-        LENS: (
-            "kl",
-            "top5_overlap",
-            "top1_agreement",
-            "entropy",
-            "next_rank",
-            "next_probability",
-        ),
-    }
-    return [
-        f"{group}/{name}"
-        for group, arrays in names.items()
-        for name in arrays
-        if (root / group / name).is_dir()
-    ]
 
 
 def _check_tokens(root: Path, record: RunRecord) -> Iterator[Problem]:
@@ -216,7 +195,7 @@ def _expected_shards(root: Path, record: RunRecord, commit: Commit) -> set[str]:
     stored = Selections(root, record).task(commit.task).stored
     expected: set[str] = set()
     for path in array_paths(root):
-        name = next(n for n, folder in GROUPS.items() if folder == path.rsplit("/", 1)[0])
+        name = group_of(path)
         first, last = stored[name]
         plan, shard_rows = ArrayPlan.read(root, path), record.groups[name].rows_per_shard
         # A task may own no row at all of a group that stores a selection.

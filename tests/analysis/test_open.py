@@ -16,9 +16,11 @@ import torch
 import xarray as xr
 from depthscope.analysis import store as store_module
 from depthscope.analysis import stored_arrays, tables, token_columns
+from depthscope.analysis.catalogue import CATALOGUE
 from depthscope.analysis.convert import to_pandas, to_torch
 from depthscope.analysis.store import Run
 from depthscope.storage import shard_reader
+from depthscope.storage.array_names import ARRAYS
 from depthscope.storage.errors import RequestError
 
 from .small_store import POISON, SmallStore, build, commit
@@ -386,6 +388,12 @@ def test_torch_and_pandas(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frame[3].to_numpy(), wanted[1])
     one = to_pandas(residual.sel(point=1))
     np.testing.assert_array_equal(one.to_numpy(), wanted[0])
+
+
+def test_the_catalogue_describes_every_array() -> None:
+    assert {name: entry.group for name, entry in CATALOGUE.items()} == {
+        name: group for group, names in ARRAYS.items() for name in names
+    }
 
 
 def test_info_is_the_content_of_run_json(tmp_path: Path) -> None:
