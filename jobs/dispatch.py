@@ -1,10 +1,10 @@
 """Handing tasks to workers: a dynamic queue with retries, back-up attempts and a clean stop.
 
-Every engine offers a `Pool`; what happens to tasks is decided here alone. Each worker has a task
-that computes and one that is being written. A task that fails is tried again a bounded number of
-times. When the queue is empty and a task takes far longer than its like, an idle worker tries it
-too: the commit decides who was first, so a worker that hangs holds nothing up and harms nothing.
-Time per task does not depend on how many there are.
+Every engine offers a `Pool`; what happens to tasks is decided here alone. Each worker holds a few
+tasks: one computes, one is being written; a sweep takes many through each layer together. A task
+that fails is tried again a bounded number of times. When the queue is empty and a task takes far
+longer than its like, an idle worker tries it too: the commit decides who was first, so a worker
+that hangs holds nothing up and harms nothing. Time per task does not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -16,16 +16,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.storage.commits import Commit
 from depthscope.storage.errors import RequestError, Stopped, WorkFailed
 from depthscope.storage.tasks import Task
 
-#: Tasks that one worker holds: one computes, one is being written.
+#: Tasks that a resident worker holds: one computes, one is being written.
 IN_FLIGHT = 2
 #: Seconds between looks at progress and signals.
 TICK = 0.5
 #: A task is a straggler beyond this many times the usual time, and this many seconds.
 STRAGGLER_TIMES, STRAGGLER_SECONDS = 4.0, 20.0
+
+
+def in_flight(settings: WorkerSettings) -> int:
+    """Tasks that a worker of this schedule holds at a time."""
+    return settings.tasks_at_once if settings.schedule == "sweep" else IN_FLIGHT
 
 
 class WorkerLost(Exception):
@@ -35,12 +41,20 @@ class WorkerLost(Exception):
 class Attempt(Protocol):
     """A task that a worker has been given."""
 
-    def result(self) -> Commit | None:
-        """The commit, None when another attempt was first; raises what the worker raised."""
+    def result(self) -> tuple[Commit, ...]:
+        """Its commits, none when other attempts were first; raises what the worker raised."""
 
 
 class Pool(Protocol):
-    """Workers of one engine."""
+    """Workers of one engine.
+
+    Attributes
+    ----------
+    in_flight
+        Tasks that one worker holds at a time.
+    """
+
+    in_flight: int
 
     def workers(self) -> Sequence[int]:
         """Numbers of the workers that can take a task just now."""
@@ -141,7 +155,7 @@ class Dispatcher:
             if item.worker in load:
                 load[item.worker] += 1
         # Breadth first: a second task only where every worker has one.
-        for depth in range(IN_FLIGHT):
+        for depth in range(self.pool.in_flight):
             for worker, held in load.items():
                 if held == depth and self.queue:
                     task, _ = self.queue.popleft()
@@ -171,16 +185,17 @@ class Dispatcher:
         for attempt in self.pool.wait(list(self.running), seconds):
             item = self.running.pop(attempt)
             try:
-                commit = attempt.result()
+                commits = attempt.result()
             except RequestError:
                 raise
             except Exception as error:
                 self._failed(item, error)
             else:
                 self.durations.append(time.monotonic() - item.started)
-                if commit is not None and self._wanted(item.task):
+                if commits and self._wanted(item.task):
                     self.outcome.committed += 1
-                    self.on_commit(commit)
+                    for commit in commits:
+                        self.on_commit(commit)
                 self.done.add(item.task.index)
         self.on_tick(*self.pool.progress())
 

@@ -11,23 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from depthscope.pipeline.equipment import WorkerSettings
-from depthscope.pipeline.worker import hardware
+from depthscope.pipeline.part import hardware
 from depthscope.storage.commits import Commit, CommitLog, invalid_documents
 from depthscope.storage.errors import RequestError, WorkFailed
 from depthscope.storage.layout import StorePaths
 from depthscope.storage.run_record import RunRecord
+from depthscope.storage.status import task_rows
 from depthscope.storage.tables import mark_invalid
 from depthscope.storage.tasks import Selections, Task
 
-from .dispatch import Dispatcher, Outcome, Pool
+from .dispatch import Dispatcher, Outcome
+from .engines import PoolFactory, check_engine, make_pool
 from .lock import driver_lock
 from .prepare import prepare
 from .progress import Progress, Silent
 from .spec import ExtractSpec
 from .stopping import stop_on_signals
-
-#: Makes a pool of workers; engines and tests each have their own.
-PoolFactory = Callable[[WorkerSettings, ExtractSpec], Pool]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def extract(
         A signal ended the run; the same command resumes it.
     """
     progress = progress or Silent()
-    _check_schedule(spec)
+    check_engine(spec)
     existed = StorePaths(spec.out).run.exists()
     record, folder = prepare(spec, progress.message)
     with driver_lock(spec.out), stop_on_signals() as stop:
@@ -121,7 +120,7 @@ def _run(
     pool: PoolFactory,
 ) -> Outcome:
     selections = Selections(spec.out, record)
-    before = sum(_rows(record, task) for task in done)
+    before = sum(task_rows(record, task) for task in done)
     progress.start(record.rows, before)
     workers = pool(settings, spec)
 
@@ -151,26 +150,6 @@ def _run(
         progress.close()
 
 
-def make_pool(settings: WorkerSettings, spec: ExtractSpec) -> Pool:
-    """The workers of the engine that the request names."""
-    if spec.engine == "process":
-        from .process_pool import ProcessPool
-
-        return ProcessPool(settings)
-    from .ray_pool import RayPool
-
-    gpus = _gpus(spec)
-    return RayPool(settings, spec.workers or 1, spec.address, gpus)
-
-
-def _gpus(spec: ExtractSpec) -> float:
-    if spec.gpus_per_worker is not None:
-        return spec.gpus_per_worker
-    import torch
-
-    return torch.cuda.device_count() / (spec.workers or 1)
-
-
 def _settings(spec: ExtractSpec, record: RunRecord, folder: Path, log: CommitLog) -> WorkerSettings:
     earlier = next(log.commits(), None)
     recorded = int(earlier.hardware.get("threads", 0)) if earlier else 0
@@ -198,17 +177,3 @@ def _check_hardware(
             f"the store was begun on other hardware ({', '.join(differing)}), which changes last "
             "bits: use the same, or give --allow-mixed-hardware"
         )
-
-
-def _check_schedule(spec: ExtractSpec) -> None:
-    # The two other schedules will stand beside `Worker`; the store does not know which one ran.
-    if spec.schedule in ("staged", "sweep"):
-        raise RequestError(
-            f"--schedule {spec.schedule} is not available yet: give resident or auto"
-        )
-    if spec.engine == "process" and (spec.address or (spec.workers or 1) > 1):
-        raise RequestError("--engine process has one worker: use --engine ray for more")
-
-
-def _rows(record: RunRecord, task: int) -> int:
-    return min(record.rows, (task + 1) * record.task_rows) - task * record.task_rows

@@ -6,22 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from depthscope.pipeline.equipment import WorkerSettings
-from depthscope.pipeline.worker import Worker
+from depthscope.pipeline.schedules import TaskWorker, make_worker
 from depthscope.storage.commits import Commit
 from depthscope.storage.tasks import Task
 
-from .dispatch import IN_FLIGHT, Attempt
+from .dispatch import Attempt, in_flight
 
 #: Makes the worker; tests put one of their own here.
-WorkerFactory = Callable[[WorkerSettings], Worker]
+WorkerFactory = Callable[[WorkerSettings], TaskWorker]
 
 
 class ProcessPool:
     """A single worker, whose compute and write threads live in this process."""
 
-    def __init__(self, settings: WorkerSettings, factory: WorkerFactory = Worker) -> None:
+    def __init__(self, settings: WorkerSettings, factory: WorkerFactory = make_worker) -> None:
+        self.in_flight = in_flight(settings)
         self._worker = factory(settings)
-        self._threads = ThreadPoolExecutor(IN_FLIGHT, "task")
+        self._threads = ThreadPoolExecutor(self.in_flight, "task")
 
     def workers(self) -> Sequence[int]:
         """The one worker."""
@@ -31,7 +32,7 @@ class ProcessPool:
         """Never: it lives as long as this process."""
         return False
 
-    def submit(self, worker: int, task: Task) -> Future[Commit | None]:
+    def submit(self, worker: int, task: Task) -> Future[tuple[Commit, ...]]:
         """Start a task on a thread."""
         return self._threads.submit(self._worker.run, task)
 
@@ -46,5 +47,6 @@ class ProcessPool:
 
     def close(self) -> None:
         """Finish what is being written."""
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._worker.close()
+        self._threads.shutdown()

@@ -17,14 +17,14 @@ from typing import Any, cast
 
 import ray
 from depthscope.pipeline.equipment import WorkerSettings
-from depthscope.pipeline.worker import Worker
+from depthscope.pipeline.schedules import make_worker
 from depthscope.storage.commits import Commit
 from depthscope.storage.errors import RequestError
 from depthscope.storage.tasks import Task
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.metrics import Counter as RayCounter
 
-from .dispatch import IN_FLIGHT, Attempt, WorkerLost
+from .dispatch import Attempt, WorkerLost, in_flight
 from .environment import SETTINGS
 
 #: Bytes of the object store of a local cluster: results are small, so the least that Ray allows.
@@ -34,21 +34,21 @@ RESTARTS = 8
 
 
 class WorkerActor:
-    """A `Worker` behind Ray: the same code, with counters exported through Ray's metrics."""
+    """A worker behind Ray: the same code, with counters exported through Ray's metrics."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._worker = Worker(settings)
+        self._worker = make_worker(settings)
         self._rows = RayCounter("depthscope_rows", description="rows run through the model")
         self._seconds = RayCounter(
             "depthscope_seconds", description="seconds by kind of work", tag_keys=("kind",)
         )
         self._counted: Counter[str] = Counter()
 
-    def run(self, task: Task) -> Commit | None:
+    def run(self, task: Task) -> tuple[Commit, ...]:
         """Turn a task into committed data."""
-        commit = self._worker.run(task)
+        commits = self._worker.run(task)
         self._export()
-        return commit
+        return commits
 
     def progress(self) -> tuple[int, int, Mapping[str, float]]:
         """Process id, rows through the model, seconds by kind of work."""
@@ -74,8 +74,8 @@ class RayAttempt:
     worker: int
     down: Callable[[int], None]
 
-    def result(self) -> Commit | None:
-        """The commit, or what the worker raised, as itself.
+    def result(self) -> tuple[Commit, ...]:
+        """The commits, or what the worker raised, as itself.
 
         Raises
         ------
@@ -83,7 +83,7 @@ class RayAttempt:
             The actor died.
         """
         try:
-            return cast("Commit | None", ray.get(self.reference))
+            return cast("tuple[Commit, ...]", ray.get(self.reference))
         except RayActorError as error:
             self.down(self.worker)
             raise WorkerLost(f"worker {self.worker} died: {_reason(error)}") from error
@@ -114,6 +114,7 @@ class RayPool:
     def __init__(
         self, settings: WorkerSettings, workers: int, address: str | None, gpus: float
     ) -> None:
+        self.in_flight = in_flight(settings)
         self._own = not ray.is_initialized()
         if self._own:
             connect(address, cpus=workers * settings.threads)
@@ -123,7 +124,7 @@ class RayPool:
             num_gpus=gpus,
             max_restarts=RESTARTS,
             max_task_retries=0,
-            max_concurrency=IN_FLIGHT + 1,
+            max_concurrency=self.in_flight + 1,
             runtime_env={"env_vars": environment},
         )
         self._actors = [actor.remote(settings) for _ in range(workers)]

@@ -1,4 +1,4 @@
-"""What a worker has at hand for every task: the model, the arrays, the measures, the blocks."""
+"""What a worker of any schedule has at hand for every task: the store's plan, blocks, a writer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from depthscope.storage.arrays import ArrayPlan
 from depthscope.storage.head import Head
 from depthscope.storage.layout import ACTIVATIONS, LENS, STATISTICS, StorePaths
@@ -18,7 +19,6 @@ from .clock import Clock
 from .description import ModelInfo
 from .head_export import export_head
 from .lens import LENS_VALUES, LensMeasure
-from .model import Body, load_body
 from .staging import HostStaging
 from .write_behind import WriteBehind, plans_by_name
 
@@ -41,8 +41,17 @@ class WorkerSettings:
         ``stop`` or ``skip``: what a document that fails does.
     allow_nonfinite
         Whether NaN and infinities are stored rather than refused.
-    max_memory, offload_folder
-        Passed on to accelerate's placement.
+    schedule
+        ``resident``, ``staged`` or ``sweep``.
+    memory, device_memory
+        Bytes that a worker may hold in host memory, and on each of its devices; None: what the
+        machine has to offer.
+    tasks_at_once
+        Tasks that a sweep takes through each layer together; 1 for the other schedules.
+    residual
+        Where a sweep keeps the stream between layers: ``device``, ``host`` or ``store``.
+    offload_folder
+        Where accelerate may put weights that fit neither device nor memory.
     trust_remote_code
         Whether code from the model's folder may run.
     """
@@ -52,42 +61,45 @@ class WorkerSettings:
     threads: int
     on_error: str = "stop"
     allow_nonfinite: bool = False
-    max_memory: dict[Any, int | str] | None = None
+    schedule: str = "resident"
+    memory: int | None = None
+    device_memory: int | None = None
+    tasks_at_once: int = 1
+    residual: str = "host"
     offload_folder: Path | None = None
     trust_remote_code: bool = False
 
 
 @dataclass
 class Equipment:
-    """Loaded once, used by every task.
+    """Read once, used by every task.
 
     Attributes
     ----------
+    device
+        Where the first layer computes.
     activations, statistics, lens_plans
         The store's arrays by name; empty where the store has none.
     planes
         The points, and what sublayers add, that are stored.
-    checked
-        Whether the identity check has been made.
     rows_done
-        Rows through the model so far.
+        Rows through the model so far; a row through half of the layers counts half.
     """
 
     settings: WorkerSettings
     clock: Clock
+    device: torch.device
     record: RunRecord
+    info: ModelInfo
     selections: Selections
-    body: Body
     activations: Mapping[str, ArrayPlan]
     planes: list[Plane]
     statistics: Mapping[str, ArrayPlan]
     lens_plans: Mapping[str, ArrayPlan]
-    lens: LensMeasure | None
     pool: BlockPool
     writer: WriteBehind
     staging: HostStaging | None
-    checked: bool = False
-    rows_done: int = field(default=0)
+    rows_done: float = field(default=0.0)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -95,24 +107,11 @@ class Equipment:
         return self.record.identity_fields
 
     @classmethod
-    def load(cls, settings: WorkerSettings, clock: Clock) -> Equipment:
-        """Read the store's plan and load the model.
-
-        Raises
-        ------
-        RequestError
-            The model cannot be loaded.
-        """
+    def load(cls, settings: WorkerSettings, clock: Clock, device: torch.device) -> Equipment:
+        """Read the store's plan."""
         root = settings.root
         record = RunRecord.load(root)
         info = ModelInfo(**record.model)
-        body = load_body(
-            settings.folder,
-            info,
-            max_memory=settings.max_memory,
-            offload_folder=settings.offload_folder,
-            trust_remote_code=settings.trust_remote_code,
-        )
         activations = plans_by_name(
             root, [f"{ACTIVATIONS}/{name}" for name in ("residual", *_SUBLAYERS)]
         )
@@ -120,27 +119,43 @@ class Equipment:
         for name in _SUBLAYERS:
             if name in activations:
                 planes += [Plane(name, layer, layer) for layer in range(info.layers)]
-        lens_plans = plans_by_name(root, [f"{LENS}/{name}" for name in LENS_VALUES])
         return cls(
             settings,
             clock,
+            device,
             record,
+            info,
             Selections(root, record),
-            body,
             activations,
             planes,
             plans_by_name(root, [f"{STATISTICS}/{n}" for n in ("norm", "norm_ratio", "cosine")]),
-            lens_plans,
-            _lens(settings, record, info, body) if lens_plans else None,
+            plans_by_name(root, [f"{LENS}/{name}" for name in LENS_VALUES]),
             BlockPool(clock),
             WriteBehind(clock),
-            HostStaging() if body.device.type == "cuda" else None,
+            HostStaging() if device.type == "cuda" else None,
         )
 
+    def planes_of(self, layers: tuple[int, int]) -> list[Plane]:
+        """The planes that layers ``first`` to ``last`` (end excluded) bring forth.
 
-def _lens(settings: WorkerSettings, record: RunRecord, info: ModelInfo, body: Body) -> LensMeasure:
-    if StorePaths(settings.root).head.exists():
-        head = Head.load(settings.root)
-    else:
-        head = export_head(settings.folder, info, settings.trust_remote_code)
-    return LensMeasure(head, int(record.identity_fields["lens_memory"]), body.device)
+        Layer l brings forth point l+1 and what its sublayers add; the first layer's part also has
+        point 0.
+        """
+        first, last = layers
+        return [
+            plane
+            for plane in self.planes
+            if first < plane.place + (plane.array != "residual") <= last
+            or (first == 0 and plane.array == "residual" and plane.place == 0)
+        ]
+
+    def lens_measure(self) -> LensMeasure | None:
+        """The lens of the model's head, on the worker's device; None where none is wanted."""
+        if not self.lens_plans:
+            return None
+        settings = self.settings
+        if StorePaths(settings.root).head.exists():
+            head = Head.load(settings.root)
+        else:
+            head = export_head(settings.folder, self.info, settings.trust_remote_code)
+        return LensMeasure(head, int(self.identity["lens_memory"]), self.device)

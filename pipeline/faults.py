@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from depthscope.storage.errors import WorkFailed
 from depthscope.storage.token_table import TokenTable
 
-from .batches import Batch, micro_batches
+from .batches import Batch, Piece, micro_batches
+from .capture import OnPoint
 from .model import Body
 
 
@@ -45,18 +46,15 @@ def _place(root: Path, document: int) -> str:
     return f"{source} line {line} (document {document})"
 
 
-def check_ids(batch: Batch, vocabulary: int) -> None:
-    """Refuse ids without an embedding here: on a GPU they would end the whole process.
-
-    Raises
-    ------
-    IndexError
-        Names the id.
-    """
-    largest, smallest = int(batch.input_ids.max()), int(batch.input_ids.min())
-    if smallest < 0 or largest >= vocabulary:
-        wrong = smallest if smallest < 0 else largest
-        raise IndexError(f"token id {wrong} is outside the vocabulary of {vocabulary}")
+def poisoned_ids(pieces: Sequence[Piece], vocabulary: int) -> dict[int, str]:
+    """Documents with token ids that have no embedding, which on a GPU would end the process."""
+    found: dict[int, str] = {}
+    for piece in pieces:
+        smallest, largest = int(piece.token_ids.min()), int(piece.token_ids.max())
+        if smallest < 0 or largest >= vocabulary:
+            wrong = smallest if smallest < 0 else largest
+            found[piece.document] = f"token id {wrong} is outside the vocabulary of {vocabulary}"
+    return found
 
 
 def find_poison(body: Body, batch: Batch) -> dict[int, str]:
@@ -65,7 +63,6 @@ def find_poison(body: Body, batch: Batch) -> dict[int, str]:
     for piece in batch.pieces:
         (alone,) = micro_batches([piece], piece.length, pack=False, pad_id=0)
         try:
-            check_ids(alone, body.info.vocabulary)
             body.run(alone.input_ids.to(body.device), on_point=None, on_layer=None)
         except Exception as error:
             text = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -74,9 +71,14 @@ def find_poison(body: Body, batch: Batch) -> dict[int, str]:
 
 
 def count_nonfinite(
-    body: Body, batch: Batch, rows: tuple[int, int]
+    run: Callable[[OnPoint], None], batch: Batch, rows: tuple[int, int]
 ) -> tuple[dict[str, int], list[int]]:
-    """Run the batch again; count, at every point, values of these rows that are not finite."""
+    """Count, at every point that ``run`` passes, values of these rows that are not finite.
+
+    Returns
+    -------
+    The counts by place, and the documents they lie in.
+    """
     counts: dict[str, int] = {}
     valid = batch.holds(*rows)
     bad_rows = torch.zeros_like(valid)
@@ -88,12 +90,7 @@ def count_nonfinite(
             counts[f"residual/{point}"] = number
             bad_rows = bad_rows | bad.any(dim=1)
 
-    body.run(
-        batch.input_ids.to(body.device),
-        on_point=count,
-        on_layer=None,
-        position_ids=batch.position_ids,
-    )
+    run(count)
     documents = [
         piece.document
         for piece, offset in zip(batch.pieces, batch.offsets, strict=True)

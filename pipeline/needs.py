@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ def stored_ranges(selections: Selections, task: Task) -> Mapping[str, StoredRang
     }
 
 
-def needed_pieces(root: Path, selections: Selections, task: Task) -> list[Piece]:
+def needed_pieces(root: Path, task: Task, ranges: Sequence[StoredRange]) -> list[Piece]:
     """Every document with a row the task needs, from its start to the last such row.
 
     Rows of the task's own range come first; documents beyond it, which a selection's last shard
@@ -37,9 +37,7 @@ def needed_pieces(root: Path, selections: Selections, task: Task) -> list[Piece]
     table = TokenTable(root)
     pieces = _in_range(table, *task.rows)
     beyond = [
-        stored.rows[stored.rows >= task.rows[1]]
-        for stored in stored_ranges(selections, task).values()
-        if stored.rows is not None
+        stored.rows[stored.rows >= task.rows[1]] for stored in ranges if stored.rows is not None
     ]
     rows = np.unique(np.concatenate([*beyond, np.empty(0, np.int64)]))
     if len(rows):

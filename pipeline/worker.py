@@ -1,52 +1,29 @@
-"""A worker: loads the model once and turns tasks into committed data.
+"""The resident schedule: a worker holds the whole model and runs a task in one pass.
 
-For every task: find the documents it needs, cut them into windows and micro-batches, run the
-model's body, let the recorders take what is asked for, and leave writing, publishing and the commit
-to the write-behind thread. Plain code in one process; engines only place it.
+Plain code in one process; engines only place it. Writing, publishing and the commit are left to
+the write-behind thread, while the next task computes.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
-import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
-from depthscope.storage.commits import Commit, CommitLog
+from depthscope.storage.commits import Commit
+from depthscope.storage.run_record import RunRecord
 from depthscope.storage.tasks import Selections, Task
 
+from .batches import Batch
+from .capture import OnLayer, OnPoint
 from .clock import Clock
+from .description import ModelInfo
 from .equipment import Equipment, WorkerSettings
-from .task_run import TaskRun
-from .write_behind import TaskFiles
-
-
-def hardware(threads: int) -> dict[str, Any]:
-    """What decides the last bit of a number: device kind, threads and libraries."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {
-        "device": device,
-        "threads": threads if device == "cpu" else 0,
-        "capability": torch.backends.cpu.get_cpu_capability() if device == "cpu" else "",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _bytes_read() -> int:
-    """Bytes that this process has read so far, from the page cache or below; 0 where unknown."""
-    try:
-        return int(Path("/proc/self/io").read_text().split()[1])
-    except OSError:
-        return 0
+from .faults import NonFiniteError, PoisonedDocumentError, find_poison
+from .lens import LensMeasure
+from .model import Body, load_body
+from .part import Part, TaskNumbers
+from .task_windows import task_windows, without
 
 
 class Worker:
@@ -70,21 +47,32 @@ class Worker:
         self._compute = ThreadPoolExecutor(
             1, "compute", initializer=torch.set_num_threads, initargs=(settings.threads,)
         )
-        self.equipment = self._compute.submit(Equipment.load, settings, self.clock).result()
-        self._log = CommitLog(settings.root)
+        self._checked = False
+        self._compute.submit(self._load).result()
+
+    def _load(self) -> None:
+        settings = self.settings
+        self.body: Body = load_body(
+            settings.folder,
+            ModelInfo(**RunRecord.load(settings.root).model),
+            offload_folder=settings.offload_folder,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        self.equipment = Equipment.load(settings, self.clock, self.body.device)
+        self.lens: LensMeasure | None = self.equipment.lens_measure()
 
     @property
     def selections(self) -> Selections:
         """The store's tasks."""
         return self.equipment.selections
 
-    def run(self, task: Task) -> Commit | None:
+    def run(self, task: Task) -> tuple[Commit, ...]:
         """Turn a task into committed data; blocks until the commit is on the disk.
 
         Returns
         -------
-        Commit or None
-            None when another attempt committed the task first.
+        tuple of Commit
+            Empty when another attempt committed the task first.
 
         Raises
         ------
@@ -93,11 +81,12 @@ class Worker:
         OSError
             The store cannot be written.
         """
-        return self._compute.submit(self._run, task).result().result()
+        commit = self._compute.submit(self._run, task).result().result()
+        return () if commit is None else (commit,)
 
     def progress(self) -> tuple[int, Mapping[str, float]]:
         """Rows through the model so far, and seconds by kind of work."""
-        return self.equipment.rows_done, self.clock.seconds()
+        return round(self.equipment.rows_done), self.clock.seconds()
 
     def close(self) -> None:
         """Finish what is queued."""
@@ -105,52 +94,48 @@ class Worker:
         self.equipment.writer.close()
 
     def _run(self, task: Task) -> Future[Commit | None]:
-        attempt = secrets.token_hex(4)
-        files = TaskFiles.create(self.settings.root, task.index, attempt, self.clock)
-        before, started, read = self.clock.seconds(), time.time(), _bytes_read()
-        writer = self.equipment.writer
+        numbers = TaskNumbers.of(self.equipment, task)
+        part = Part(self.equipment, task, (0, self.equipment.info.layers), numbers)
         try:
             with torch.inference_mode():
-                run = TaskRun(self.equipment, task, files)
-                run.go()
+                for window in task_windows(self.equipment, task, list(numbers.ranges.values())):
+                    part.open(window)
+                    for batch in window.batches:
+                        self._batch(part, batch)
+                    part.close()
         except BaseException:
-            # Behind what the task has queued already, so that nothing is written after it.
-            writer.submit(files.abort)
+            part.abort()
             raise
-        commit = Commit(
-            task=task.index,
-            points=(0, self.equipment.body.info.layers),
-            rows=task.rows,
-            shards=(),
-            nonfinite=run.nonfinite,
-            invalid_documents=tuple(sorted(run.invalid.items())),
-            attempt=attempt,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            hardware=hardware(self.settings.threads),
-            rows_run=run.rows_run,
-            bytes_read=_bytes_read() - read,
-        )
-        finish = partial(self._finish, commit, files, run, before, started)
-        return writer.submit(finish)
+        return part.finish()
 
-    def _finish(
-        self,
-        commit: Commit,
-        files: TaskFiles,
-        run: TaskRun,
-        before: Mapping[str, float],
-        started: float,
-    ) -> Commit | None:
+    def _batch(self, part: Part, batch: Batch) -> None:
         try:
-            for future in run.written:
-                future.result()
-            run.write_numbers()
-            shards = files.publish()
-        except BaseException:
-            files.abort()
+            self._measure(part, batch)
+        except NonFiniteError:
             raise
-        seconds = {k: round(v - before[k], 6) for k, v in self.clock.seconds().items()}
-        times = {"started": started, "finished": time.time()}
-        commit = replace(commit, shards=shards, timings={**seconds, **times})
-        return commit if self._log.add(commit) else None
+        except Exception as error:
+            poisoned = find_poison(self.body, batch)
+            if not poisoned:
+                raise
+            if self.settings.on_error != "skip":
+                raise PoisonedDocumentError.of(self.settings.root, poisoned) from error
+            part.invalid.update(poisoned)
+            if part.activations is not None:
+                bad = [piece for piece in batch.pieces if piece.document in poisoned]
+                part.activations.fill_nan(bad)
+            for rest in without(batch, poisoned):
+                self._measure(part, rest)
+
+    def _measure(self, part: Part, batch: Batch) -> None:
+        ids = batch.input_ids.to(self.body.device)
+        if not self._checked:
+            self.body.check_identity(ids, position_ids=batch.position_ids)
+            self._checked = True
+
+        def forward(on_point: OnPoint | None, on_layer: OnLayer | None) -> None:
+            self.body.run(ids, on_point, on_layer, position_ids=batch.position_ids)
+
+        part.run(batch, forward)
+        if part.numbers.lens is not None and self.lens is not None:
+            with self.clock.measure("lens"):
+                part.numbers.lens.measure(self.lens)

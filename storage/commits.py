@@ -168,18 +168,19 @@ class CommitLog:
         """The commits, of one task or of all, in the order of tasks and points."""
         return (Commit.load(path) for path in self.files(task))
 
+    def reached(self, task: int) -> int:
+        """How many points of a task, from 0 on, its commits cover; reads names only."""
+        reached = 0
+        for path in self.files(task):
+            first, last = (int(part) for part in path.stem.split("-"))
+            if first <= reached:
+                reached = max(reached, last + 1)
+        return reached
+
     def complete_tasks(self, last_point: int) -> list[int]:
         """Tasks whose commits cover points 0 to ``last_point``; reads names only."""
-        complete = []
-        for folder in _sorted_folders(self.paths.commits):
-            reached = 0
-            for path in self.files(int(folder.name)):
-                first, last = (int(part) for part in path.stem.split("-"))
-                if first <= reached:
-                    reached = max(reached, last + 1)
-            if reached > last_point:
-                complete.append(int(folder.name))
-        return complete
+        tasks = (int(folder.name) for folder in _sorted_folders(self.paths.commits))
+        return [task for task in tasks if self.reached(task) > last_point]
 
     def remove(self, path: Path) -> None:
         """Take a commit back, so that its task is done again."""

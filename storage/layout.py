@@ -75,6 +75,11 @@ class StorePaths:
         return self.root / "partial"
 
     @property
+    def carried(self) -> Path:
+        """What an unfinished sweep carries from point to point, by task; empty in a whole store."""
+        return self.root / "carried"
+
+    @property
     def failures(self) -> Path:
         """One JSON line per failed attempt at a task, kept for the reader."""
         return self.root / "failures.jsonl"

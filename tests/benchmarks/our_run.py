@@ -10,21 +10,21 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from depthscope.jobs.dispatch import IN_FLIGHT
 from depthscope.jobs.prepare import prepare
 from depthscope.jobs.spec import ExtractSpec
-from depthscope.pipeline import task_run
 from depthscope.pipeline.batches import Batch
 from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.pipeline.packing import attention_by_segment
+from depthscope.pipeline.part import TaskNumbers
+from depthscope.pipeline.task_windows import task_windows
 from depthscope.pipeline.worker import Worker
 from depthscope.storage.commits import Commit
 from depthscope.storage.tasks import Task
@@ -112,18 +112,11 @@ class OurRun:
         self.clear()
 
     def _first(self, task: Task) -> list[Batch]:
-        """Run a task to warm up; the micro-batches that it consisted of."""
-        seen: list[Batch] = []
-        cut = task_run.micro_batches
-
-        def recording(*arguments: Any, **options: Any) -> Iterator[Batch]:
-            for batch in cut(*arguments, **options):
-                seen.append(batch)
-                yield batch
-
-        with patch.object(task_run, "micro_batches", recording):
-            self.worker.run(task)
-        return seen
+        """Run a task to warm up; the micro-batches that it consists of."""
+        self.worker.run(task)
+        equipment = self.worker.equipment
+        ranges = list(TaskNumbers.of(equipment, task).ranges.values())
+        return [b for window in task_windows(equipment, task, ranges) for b in window.batches]
 
     @property
     def steady_batches(self) -> list[Batch]:
@@ -136,7 +129,7 @@ class OurRun:
         with ThreadPoolExecutor(IN_FLIGHT) as threads:
             commits = list(threads.map(self.worker.run, self.tasks))
         seconds = time.perf_counter() - start
-        done = [commit for commit in commits if commit is not None]
+        done = [commit for made in commits for commit in made]
         if len(done) != len(self.tasks):
             raise BenchmarkFailed("a task had been committed before")
         return Sample.of(done, seconds)

@@ -142,7 +142,6 @@ def test_a_hub_that_cannot_be_reached(refused: Refused) -> None:
         ("task_rows", "many", "--task-rows"),
         ("codec", "lzma", "codec"),
         ("attention", "imaginary", "imaginary"),
-        ("schedule", "sweep", "sweep"),
         ("config", "nowhere.yaml", "nowhere.yaml"),
         ("address", "127.0.0.1:1", "--engine ray"),
     ],

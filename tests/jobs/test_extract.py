@@ -251,11 +251,6 @@ def test_running_again_does_nothing_and_another_request_is_refused(
         run(limit=3)
 
 
-def test_schedules_to_come_are_refused_by_name(run: Extract) -> None:
-    with pytest.raises(RequestError, match="sweep"):
-        run(schedule="sweep")
-
-
 @pytest.fixture
 def poisoned(tmp_path: Path) -> Path:
     """Token ids; document 17 (line 18) has one without an embedding."""

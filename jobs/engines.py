@@ -1,0 +1,45 @@
+"""The workers that a request asks for: which engine places them, which schedule they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from depthscope.pipeline.equipment import WorkerSettings
+from depthscope.storage.errors import RequestError
+
+from .dispatch import Pool
+from .spec import ExtractSpec
+
+#: Makes a pool of workers; engines and tests each have their own.
+PoolFactory = Callable[[WorkerSettings, ExtractSpec], Pool]
+
+
+def check_engine(spec: ExtractSpec) -> None:
+    """Refuse what the engine cannot do.
+
+    Raises
+    ------
+    RequestError
+        The in-process engine is asked for several workers or a cluster.
+    """
+    if spec.engine == "process" and (spec.address or (spec.workers or 1) > 1):
+        raise RequestError("--engine process has one worker: use --engine ray for more")
+
+
+def make_pool(settings: WorkerSettings, spec: ExtractSpec) -> Pool:
+    """The workers of the engine and schedule that the request names."""
+    if spec.engine == "process":
+        from .process_pool import ProcessPool
+
+        return ProcessPool(settings)
+    from .ray_pool import RayPool
+
+    return RayPool(settings, spec.workers or 1, spec.address, _gpus(spec))
+
+
+def _gpus(spec: ExtractSpec) -> float:
+    if spec.gpus_per_worker is not None:
+        return spec.gpus_per_worker
+    import torch
+
+    return torch.cuda.device_count() / (spec.workers or 1)
