@@ -99,7 +99,7 @@ def describe_model(
         hidden=int(text.hidden_size),
         vocabulary=int(text.vocab_size),
         context=getattr(text, "max_position_embeddings", None),
-        dtype=_resolve_dtype(dtype, text, [t.dtype for t in tensors.values()]),
+        dtype=resolve_dtype(dtype, text, [t.dtype for t in tensors.values()]),
         attention=str(resolved._attn_implementation),
         experts=resolved._experts_implementation if has_experts else None,
         parameters=sum(_size(t.shape) for t in tensors.values()),
@@ -138,7 +138,14 @@ def refuse_quantised(config: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _resolve_dtype(asked: str | None, config: Any, stored: list[str]) -> str:
+def resolve_dtype(asked: str | None, config: Any, stored: list[str]) -> str:
+    """The dtype a model runs in: what is asked for, the config's, or that of most stored weights.
+
+    Raises
+    ------
+    RequestError
+        no such dtype can be run.
+    """
     if asked not in (None, "auto"):
         if asked not in DTYPES:
             raise RequestError(f"unknown dtype {asked!r}; use one of {', '.join(DTYPES)}")

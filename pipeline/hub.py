@@ -7,14 +7,15 @@ from pathlib import Path
 from depthscope.storage.errors import RequestError
 from huggingface_hub import snapshot_download
 
-_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_WEIGHTS = "*.safetensors"
+_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
-def hub_folder(model: str, trust_remote_code: bool = False) -> Path:
+def hub_folder(model: str, trust_remote_code: bool = False, *, weights: bool = True) -> Path:
     """The local snapshot of ``owner/name`` or ``owner/name@revision``, fetched where needed.
 
     Files below the top folder (other formats of the same weights) are left out; Python files are
-    fetched only with ``trust_remote_code``.
+    fetched only with ``trust_remote_code``, the weights only with ``weights``.
 
     Raises
     ------
@@ -23,11 +24,12 @@ def hub_folder(model: str, trust_remote_code: bool = False) -> Path:
         earlier snapshot is on this machine.
     """
     name, _, revision = model.partition("@")
+    wanted = [*_FILES, *([_WEIGHTS] if weights else []), *(["*.py"] if trust_remote_code else [])]
     try:
         folder = snapshot_download(
             name,
             revision=revision or None,
-            allow_patterns=[*_FILES, "*.py"] if trust_remote_code else _FILES,
+            allow_patterns=wanted,
             ignore_patterns=["*/*"],
         )
     except Exception as error:
