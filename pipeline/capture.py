@@ -7,7 +7,7 @@ the live tensors, on whatever device the layer lies. Cost: three Python calls pe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,8 +23,8 @@ OnLayer = Callable[[int, Tensor, Tensor, Tensor], None]
 """Called with l, h_l, a_l, m_l after layer l has run and before h_{l+1} is handed on."""
 
 
-def _first(value: Any) -> Tensor:
-    """The tensor a module returned, alone or first in a tuple."""
+def first(value: Any) -> Tensor:
+    """The tensor that a module returned, alone or first in a tuple."""
     return value if isinstance(value, Tensor) else value[0]
 
 
@@ -50,10 +50,10 @@ class _Hooks:
         return hook
 
     def attention(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._a = _first(output)
+        self._a = first(output)
 
     def mlp(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._m = _first(output)
+        self._m = first(output)
 
     def leave(self, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -66,7 +66,7 @@ class _Hooks:
                 self._on_layer(layer, self._h, self._a, self._m)
                 self._h = self._a = self._m = None
             if layer == self._last and self._on_point is not None:
-                self._on_point(layer + 1, _first(output))
+                self._on_point(layer + 1, first(output))
 
         return hook
 
@@ -82,16 +82,29 @@ def capture(
     stream. Tensors are the model's own, in its dtype and on the layer's device: read, never write.
     All hooks are removed on leaving, whatever happened inside.
     """
-    blocks = family.blocks(model)
-    hooks = _Hooks(len(blocks) - 1, on_point, on_layer)
+    layers = dict(enumerate(family.blocks(model)))
+    with capture_layers(layers, family, on_point, on_layer):
+        yield
+
+
+@contextmanager
+def capture_layers(
+    layers: Mapping[int, nn.Module],
+    family: Family,
+    on_point: OnPoint | None,
+    on_layer: OnLayer | None,
+) -> Iterator[None]:
+    """As `capture`, for some contiguous layers by number, called one after the other."""
+    last = max(layers)
+    hooks = _Hooks(last, on_point, on_layer)
     handles = []
     try:
-        for layer, block in enumerate(blocks):
+        for layer, block in layers.items():
             handles.append(block.register_forward_pre_hook(hooks.enter(layer), with_kwargs=True))
             if on_layer is not None:
                 handles.append(family.attention_of(block).register_forward_hook(hooks.attention))
                 handles.append(family.mlp_of(block).register_forward_hook(hooks.mlp))
-            if on_layer is not None or layer == len(blocks) - 1:
+            if on_layer is not None or layer == last:
                 handles.append(block.register_forward_hook(hooks.leave(layer)))
         yield
     finally:
@@ -160,8 +173,13 @@ def check_identity(model: nn.Module, family: Family, forward: Callable[[], Any])
     with torch.inference_mode(), capture(model, family, check.on_point, check.on_layer):
         forward()
     if check.failure is not None:
-        raise RequestError(
-            f"model type {family.name!r} cannot be captured: {check.failure}; every layer must "
-            "be input + attention + MLP"
-        )
+        raise refuse(family, check.failure)
     return Family(family.name, family.layers, family.attention, family.mlp, check.orders[:1])
+
+
+def refuse(family: Family, failure: str) -> RequestError:
+    """The error that says how an `IdentityCheck` failed."""
+    return RequestError(
+        f"model type {family.name!r} cannot be captured: {failure}; every layer must "
+        "be input + attention + MLP"
+    )

@@ -36,6 +36,9 @@ class StoredTensor:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
+    """Its first byte in the file."""
+    bytes: int
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -100,12 +103,16 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     found: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
-        for name, entry in _header(path).items():
-            found[name] = StoredTensor(path, str(entry["dtype"]), tuple(entry["shape"]))
+        length, header = _header(path)
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            found[name] = StoredTensor(
+                path, str(entry["dtype"]), tuple(entry["shape"]), 8 + length + start, end - start
+            )
     return found
 
 
-def _header(path: Path) -> dict[str, dict[str, Any]]:
+def _header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -124,7 +131,7 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
             f"{path} has {size} bytes where its header says {8 + length + end}; "
             "fetch the model again"
         )
-    return dict(header)
+    return length, dict(header)
 
 
 def files_digest(files: list[Path], cache: Path | None = None) -> str:

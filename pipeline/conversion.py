@@ -1,0 +1,154 @@
+"""Tensors of a checkpoint under the names, shapes and dtypes that transformers gives them.
+
+transformers 5 converts checkpoints as it loads them: it renames, splits and fuses (the experts of a
+mixture become one tensor). Its own machinery does so here too, on the tensors of one part of the
+model at a time, so that a part loaded alone equals that part of the whole model bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from depthscope.storage.errors import RequestError, WorkFailed
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    dot_natural_key,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+
+from .description import quiet
+from .weight_reader import LazyTensor, ShapeOnly, WeightReader
+
+
+class Conversion:
+    """From a checkpoint's tensors to those of a model, part by part; any thread may load.
+
+    Parameters
+    ----------
+    model
+        The whole model, its weights on the meta device.
+    reader
+        The checkpoint.
+    dtype
+        The dtype the model runs in.
+
+    Attributes
+    ----------
+    sources
+        By the checkpoint's name of a tensor: the name, in the model, of (the first of) what is made
+        of it. Tensors that the model does not have are left out.
+    """
+
+    def __init__(self, model: Any, reader: WeightReader, dtype: torch.dtype) -> None:
+        self._reader, self._dtype = reader, dtype
+        self._dtype_plan = model._get_dtype_plan(dtype)
+        self._mapping = get_model_conversion_mapping(model)
+        self._may_lack = model._keys_to_ignore_on_load_missing or ()
+        self.sources = self._sources(model)
+
+    def _sources(self, model: Any) -> dict[str, str]:
+        mapping = copy.deepcopy(self._mapping)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        prefix, wanted = model.base_model_prefix, model.state_dict()
+        found = {}
+        for name in sorted(self._reader.tensors, key=dot_natural_key):
+            target = rename_source_key(name, renamings, converters, prefix, wanted)[0]
+            if target not in wanted and name in wanted:
+                target = rename_source_key(name, [], [], prefix, wanted)[0]
+            if target in wanted:
+                found[name] = target
+        return found
+
+    def check(self, part: Any, names: Iterable[str]) -> set[str]:
+        """Try names, shapes and dtypes of a part without reading it.
+
+        Parameters
+        ----------
+        part
+            The model, or one that holds some of its modules under their names; its tensors become
+            empty ones on the meta device, of the dtypes that they will have.
+        names
+            The checkpoint's tensors for it.
+
+        Returns
+        -------
+        set of str
+            Tensors of the part that the checkpoint lacks.
+
+        Raises
+        ------
+        RequestError
+            A tensor's shape is not what the config asks for.
+        """
+        state = {name: ShapeOnly(self._reader, name) for name in names}
+        found = self._convert(part, state, torch.device("meta"))
+        folder = self._reader.folder
+        for name, stored, wanted in sorted(found.mismatched_keys):
+            raise RequestError(
+                f"the weights in {folder} do not fit its config: {name} has shape "
+                f"{tuple(stored)} where config.json asks for {tuple(wanted)}; fetch it again"
+            )
+        for name, error in sorted(found.conversion_errors.items()):
+            raise RequestError(
+                f"the weights in {folder} do not fit its config: {name} cannot be made of them "
+                f"({_last_line(error)}); fetch it again"
+            )
+        buffers = {name for name, _ in part.named_buffers()}
+        return {name for name in found.missing_keys if not (name in buffers and self._may(name))}
+
+    def _may(self, name: str) -> bool:
+        return any(re.search(pattern, name) for pattern in self._may_lack)
+
+    def load(self, part: Any, names: Iterable[str], device: torch.device) -> None:
+        """Read these tensors and put what is made of them into the part, on a device.
+
+        On a GPU the copies run in the calling thread's current stream, and are done on return.
+
+        Raises
+        ------
+        WorkFailed
+            A file can no longer be read, or no longer fits.
+        """
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        state = {name: LazyTensor(self._reader, name, stream) for name in names}
+        with torch.inference_mode(False):
+            found = self._convert(part, state, device)
+        wrong = [name for name, *_ in found.mismatched_keys] + list(found.conversion_errors)
+        if wrong:
+            raise WorkFailed(f"{', '.join(wrong[:3])} of {self._reader.folder} cannot be loaded")
+        if stream is not None:
+            stream.synchronize()
+
+    def _convert(self, part: Any, state: dict[str, Any], device: torch.device) -> Any:
+        settings = LoadStateDictConfig(
+            device_map={"": device},
+            dtype=self._dtype,
+            dtype_plan=self._dtype_plan,
+            weight_mapping=copy.deepcopy(self._mapping),
+        )
+        with quiet():
+            return convert_and_load_state_dict_in_model(part, state, settings)[0]
+
+
+def refuse_missing(folder: Path, missing: set[str]) -> None:
+    """Raise RequestError, naming some of them, if there are tensors that the weights lack."""
+    if missing:
+        names = sorted(missing, key=dot_natural_key)
+        raise RequestError(
+            f"the weights in {folder} lack {len(names)} tensors that its config asks for "
+            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); fetch it again"
+        )
+
+
+def _last_line(error: str) -> str:
+    return " ".join(error.strip().splitlines()[-1].split())[:200]
