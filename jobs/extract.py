@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from depthscope.pipeline.carried import CarriedFiles
 from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.pipeline.part import hardware
 from depthscope.storage.commits import Commit, CommitLog, invalid_documents
@@ -25,6 +26,7 @@ from .engines import PoolFactory, check_engine, make_pool
 from .lock import driver_lock
 from .prepare import prepare
 from .progress import Progress, Silent
+from .schedule import Layout, lay_over_devices
 from .spec import ExtractSpec
 from .stopping import stop_on_signals
 
@@ -77,9 +79,12 @@ def extract(
         log = CommitLog(spec.out)
         log.drop_partial()
         done = set(log.complete_tasks(int(record.model["layers"])))
+        for task in done:
+            CarriedFiles(spec.out, task).clear()
         counts = {"nonfinite": 0}
         if len(done) < record.tasks:
-            settings = _settings(spec, record, folder, log)
+            layout = lay_over_devices(spec, record, folder, record.tasks - len(done))
+            settings = _settings(spec, layout, folder, log)
             try:
                 outcome = _run(
                     spec, record, settings, done, progress, counts, stop, pool or make_pool
@@ -150,7 +155,7 @@ def _run(
         progress.close()
 
 
-def _settings(spec: ExtractSpec, record: RunRecord, folder: Path, log: CommitLog) -> WorkerSettings:
+def _settings(spec: ExtractSpec, layout: Layout, folder: Path, log: CommitLog) -> WorkerSettings:
     earlier = next(log.commits(), None)
     recorded = int(earlier.hardware.get("threads", 0)) if earlier else 0
     threads = spec.threads or recorded or max(1, (os.cpu_count() or 1) // (spec.workers or 1))
@@ -162,6 +167,11 @@ def _settings(spec: ExtractSpec, record: RunRecord, folder: Path, log: CommitLog
         threads=threads,
         on_error=spec.on_error,
         allow_nonfinite=spec.allow_nonfinite,
+        schedule=layout.schedule,
+        memory=spec.memory,
+        device_memory=spec.device_memory,
+        tasks_at_once=layout.tasks_at_once,
+        residual=layout.residual,
         offload_folder=spec.offload_folder,
         trust_remote_code=spec.trust_remote_code,
     )

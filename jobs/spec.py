@@ -71,7 +71,15 @@ class ExtractSpec(CorpusSpec):
     """Keep final norm and unembedding in the store."""
 
     schedule: Literal["auto", "resident", "staged", "sweep"] = "auto"
-    """How the model is laid over devices."""
+    """How the model is laid over devices: whole on each worker, cut into stages over nodes, or
+    layer by layer over many rows (auto: the fastest that fits)."""
+
+    memory: ByteSize | None = None
+    """Host memory that a worker may hold, its interpreter apart, such as 64GB (default: its share
+    of half of what is free)."""
+
+    device_memory: ByteSize | None = None
+    """Memory of each GPU that a worker may hold (default: what is free)."""
 
     engine: Literal["ray", "process"] = "ray"
     """Where tasks run: on Ray's workers, or in this process."""

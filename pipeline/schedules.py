@@ -9,6 +9,7 @@ from depthscope.storage.commits import Commit
 from depthscope.storage.tasks import Task
 
 from .equipment import WorkerSettings
+from .sweep import SweepWorker
 from .worker import Worker
 
 
@@ -33,8 +34,4 @@ def make_worker(settings: WorkerSettings) -> TaskWorker:
     RequestError
         The model cannot be loaded, or does not fit the budget.
     """
-    if settings.schedule == "sweep":
-        from .sweep import SweepWorker
-
-        return SweepWorker(settings)
-    return Worker(settings)
+    return SweepWorker(settings) if settings.schedule == "sweep" else Worker(settings)

@@ -17,7 +17,7 @@ REFUSED = 2
 
 
 def start(options: dict[str, Any], pause: float = 0.0) -> ForkServerProcess:
-    """Start an extraction; ``pause`` seconds are slept before every forward pass."""
+    """Start an extraction; ``pause`` seconds are slept before every pass, or layer of a sweep."""
     process = CONTEXT.Process(target=_extract, args=(options, pause))
     process.start()
     return process
@@ -51,15 +51,19 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
 
 
 def _slow_down(pause: float) -> None:
+    from depthscope.pipeline.layer_stack import LayerStack
     from depthscope.pipeline.model import Body
 
-    plain = Body.run
+    for kind in (Body, LayerStack):
+        kind.run = _after_a_pause(kind.run, pause)  # type: ignore[attr-defined]
 
-    def run(self: Body, *args: Any, **kwargs: Any) -> None:
+
+def _after_a_pause(plain: Any, pause: float) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         time.sleep(pause)
-        plain(self, *args, **kwargs)
+        return plain(*args, **kwargs)
 
-    Body.run = run  # type: ignore[method-assign]
+    return run
 
 
 def _extract(options: dict[str, Any], pause: float) -> None:

@@ -1,0 +1,126 @@
+"""How the model is laid over the devices at hand: which schedule, and how much a sweep takes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from depthscope.pipeline.costs import ModelCosts, model_costs
+from depthscope.pipeline.description import load_config
+from depthscope.pipeline.memory import Residual, SweepNeeds, tasks_at_once
+from depthscope.storage.errors import RequestError
+from depthscope.storage.run_record import RunRecord
+
+from .groups import item_size
+from .spec import ExtractSpec
+
+#: A worker that is given no budget takes this share of what is free, so that the machine stays
+#: usable and the page cache has room for the weights.
+SHARE = 0.5
+#: Rows that a sweep takes at most: far beyond what hides the reading of weights on any device.
+MOST_ROWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a worker is told about the schedule.
+
+    Attributes
+    ----------
+    schedule
+        ``resident``, ``staged`` or ``sweep``.
+    tasks_at_once, residual
+        Of a sweep: tasks that share a reading of the weights, and where their stream lives.
+    """
+
+    schedule: str
+    tasks_at_once: int = 1
+    residual: Residual = "host"
+
+
+def lay_over_devices(spec: ExtractSpec, record: RunRecord, folder: Path, open_tasks: int) -> Layout:
+    """Settle the schedule of a run.
+
+    Raises
+    ------
+    RequestError
+        The budget holds not even the smallest schedule; says how much would.
+    """
+    if spec.schedule in ("resident", "staged"):
+        return Layout(spec.schedule)
+    config = load_config(folder, spec.trust_remote_code)
+    dtype, attention = str(record.model["dtype"]), str(record.model["attention"])
+    costs = model_costs(config, dtype, attention=attention)
+    if spec.schedule == "auto" and _fits_resident(spec, costs):
+        return Layout("resident")
+    return _sweep(spec, record, costs, -(-open_tasks // (spec.workers or 1)))
+
+
+def _sweep(spec: ExtractSpec, record: RunRecord, costs: ModelCosts, most: int) -> Layout:
+    needs = sweep_needs(record, costs)
+    memory, device = host_budget(spec), device_budget(spec)
+    most = max(1, min(most, MOST_ROWS // record.task_rows))
+    places: list[Residual] = ["host", "store"] if device is None else ["device", "host", "store"]
+    refused: RequestError | None = None
+    best: Layout | None = None
+    for place in places:
+        try:
+            tasks = tasks_at_once(needs, memory, device_memory=device, residual=place, most=most)
+        except RequestError as error:
+            refused = error
+            continue
+        # A slower place is worth it only where a faster one has no room for a single task more.
+        if best is None or (tasks > best.tasks_at_once and place != "store"):
+            best = Layout("sweep", tasks, place)
+    if best is None:
+        raise refused or RequestError("no schedule fits")
+    return best
+
+
+def _fits_resident(spec: ExtractSpec, costs: ModelCosts) -> bool:
+    device = device_budget(spec)
+    room = host_budget(spec) if device is None else device * torch.cuda.device_count()
+    return costs.body_bytes < room
+
+
+def sweep_needs(record: RunRecord, costs: ModelCosts) -> SweepNeeds:
+    """What decides the memory of a sweep over this store."""
+    specification, identity = record.specification, record.identity_fields
+    longest = int(record.corpus["longest"])
+    lens = record.groups.get("lens")
+    return SweepNeeds(
+        layer_bytes=costs.layer_bytes,
+        frame_bytes=costs.frame_bytes,
+        hidden=costs.hidden,
+        inner=costs.inner,
+        itemsize=costs.itemsize,
+        store_itemsize=item_size(str(identity["store_dtype"])),
+        # At most one document crosses the border before the task.
+        task_rows=min(record.rows, record.task_rows + longest),
+        batch_tokens=max(int(identity["batch_tokens"]), longest),
+        planes=bool(record.points) + 2 * bool(specification["sublayers"]),
+        statistics="statistics" in record.groups,
+        vocabulary=costs.vocabulary,
+        lens_rows=-(-lens.rows // record.tasks) if lens else 0,
+        lens_memory=int(identity["lens_memory"]),
+        eager_heads=costs.heads if costs.attention == "eager" else 0,
+        longest=longest,
+    )
+
+
+def host_budget(spec: ExtractSpec) -> int:
+    """Bytes of host memory that one worker may hold, its interpreter apart."""
+    if spec.memory is not None:
+        return int(spec.memory)
+    return int(SHARE * psutil.virtual_memory().available / (spec.workers or 1))
+
+
+def device_budget(spec: ExtractSpec) -> int | None:
+    """Bytes of each device that a worker may use; None where the processor computes."""
+    if not torch.cuda.is_available():
+        return None
+    if spec.device_memory is not None:
+        return int(spec.device_memory)
+    return int(0.9 * torch.cuda.mem_get_info()[0])
