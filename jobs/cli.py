@@ -75,11 +75,7 @@ def status(store: Path, as_json: bool) -> int:
     from .lock import is_running
 
     found = read_status(store, running=is_running(store))
-    text = (
-        f"{store}: {found.state}, {found.rows_committed} of {found.rows_total} rows, "
-        f"{found.tasks_committed} of {found.tasks_total} tasks committed"
-    )
-    _answer(as_json, asdict(found), text)
+    _answer(as_json, asdict(found), f"{store}: {found.sentence}")
     return SUCCESS
 
 
@@ -102,11 +98,7 @@ def verify(store: Path, repair: bool, as_json: bool, quiet: bool) -> int:
     else:
         found = check(store, on_progress=tick)
     progress.close()
-    lines = [
-        f"{store}: {found.state}, {found.rows_committed} of {found.rows_total} rows, "
-        f"{found.tasks_committed} of {found.tasks_total} tasks committed",
-        *found.problems,
-    ]
+    lines = [f"{store}: {found.sentence}", *found.problems]
     _answer(as_json, asdict(found), "\n".join(lines))
     return FAILED if found.problems and not (repair and found.state != "damaged") else SUCCESS
 

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +31,15 @@ from .arrays import ArrayPlan
 from .atomic import create_json, publish
 from .errors import Damage
 from .layout import StorePaths
-from .run_record import RunRecord
 from .shard_reader import check_shard
 from .shard_writer import WrittenShard
+from .spans import Spans, covers, joined
 
 #: Bytes read at a time when a file is digested.
 _READ = 1 << 22
+
+#: Name of a commit's file: its first and its last point.
+_NAME = re.compile(r"(\d+)-(\d+)\.json")
 
 
 class ShardRecord(NamedTuple):
@@ -159,10 +164,8 @@ class CommitLog:
         )
         for folder in folders:
             if folder.is_dir():
-                yield from sorted(
-                    (p for p in folder.iterdir() if p.suffix == ".json" and p.name[0] != "."),
-                    key=lambda path: int(path.stem.split("-")[0]),
-                )
+                found = (path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+                yield from sorted(found, key=_points)
 
     def commits(self, task: int | None = None) -> Iterator[Commit]:
         """The commits, of one task or of all, in the order of tasks and points."""
@@ -170,17 +173,17 @@ class CommitLog:
 
     def reached(self, task: int) -> int:
         """How many points of a task, from 0 on, its commits cover; reads names only."""
-        reached = 0
-        for path in self.files(task):
-            first, last = (int(part) for part in path.stem.split("-"))
-            if first <= reached:
-                reached = max(reached, last + 1)
-        return reached
+        spans = joined(_points(path) for path in self.files(task))
+        return spans[0][1] + 1 if spans and spans[0][0] == 0 else 0
+
+    def spans(self) -> Mapping[int, Spans]:
+        """The committed points of every task that has any, by task, ascending; reads names only."""
+        tasks = groupby(self.files(), key=lambda path: int(path.parent.name))
+        return {task: joined(map(_points, files)) for task, files in tasks}
 
     def complete_tasks(self, last_point: int) -> list[int]:
         """Tasks whose commits cover points 0 to ``last_point``; reads names only."""
-        tasks = (int(folder.name) for folder in _sorted_folders(self.paths.commits))
-        return [task for task in tasks if self.reached(task) > last_point]
+        return [task for task, spans in self.spans().items() if covers(spans, 0, last_point)]
 
     def remove(self, path: Path) -> None:
         """Take a commit back, so that its task is done again."""
@@ -189,12 +192,6 @@ class CommitLog:
     def drop_partial(self) -> None:
         """Remove what dead attempts left behind; a live one merely fails and is tried again."""
         shutil.rmtree(self.paths.partial, ignore_errors=True)
-
-
-def committed_tasks(root: Path, record: RunRecord | None = None) -> list[int]:
-    """Tasks of a store that are complete, ascending."""
-    record = record or RunRecord.load(root)
-    return CommitLog(root).complete_tasks(int(record.model["layers"]))
 
 
 def committed_ranges(
@@ -219,6 +216,12 @@ def invalid_documents(root: Path) -> dict[int, str]:
     for commit in CommitLog(root).commits():
         found.update(dict(commit.invalid_documents))
     return found
+
+
+def _points(path: Path) -> tuple[int, int]:
+    """First and last point of a commit, from its file's name."""
+    first, last = path.stem.split("-")
+    return int(first), int(last)
 
 
 def _sorted_folders(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .commits import CommitLog
 from .run_record import RunRecord
+from .spans import covers
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,11 @@ class Status:
     state
         ``running``, ``complete``, ``incomplete`` or ``damaged``.
     rows_total, rows_committed, tasks_total, tasks_committed
-        How much there is, and how much is committed.
+        How much there is, and how much is committed for all points.
+    tasks_begun
+        Tasks that have committed some points, but not all.
+    share_committed
+        Share of all rows' points that is committed, 0 to 1; counts what has begun.
     problems
         One line each.
     """
@@ -28,7 +33,19 @@ class Status:
     rows_committed: int
     tasks_total: int
     tasks_committed: int
+    tasks_begun: int
+    share_committed: float
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def sentence(self) -> str:
+        """State and counts in one line."""
+        begun = f", {self.tasks_begun} begun ({self.share_committed:.0%} of all points)"
+        return (
+            f"{self.state}, {self.rows_committed} of {self.rows_total} rows, "
+            f"{self.tasks_committed} of {self.tasks_total} tasks committed"
+            f"{begun if self.tasks_begun else ''}"
+        )
 
 
 def task_rows(record: RunRecord, task: int) -> int:
@@ -50,9 +67,21 @@ def status(root: Path, *, running: bool = False) -> Status:
         There is no store at ``root``.
     """
     record = RunRecord.load(root)
-    done = CommitLog(root).complete_tasks(int(record.model["layers"]))
+    layers = int(record.model["layers"])
+    spans = CommitLog(root).spans()
+    done = [task for task, of_task in spans.items() if covers(of_task, 0, layers)]
+    points = sum(
+        task_rows(record, task) * (last - first + 1)
+        for task, of_task in spans.items()
+        for first, last in of_task
+    )
     complete = len(done) == record.tasks
-    state = "complete" if complete else "running" if running else "incomplete"
     return Status(
-        state, record.rows, sum(task_rows(record, task) for task in done), record.tasks, len(done)
+        state="complete" if complete else "running" if running else "incomplete",
+        rows_total=record.rows,
+        rows_committed=sum(task_rows(record, task) for task in done),
+        tasks_total=record.tasks,
+        tasks_committed=len(done),
+        tasks_begun=len(spans) - len(done),
+        share_committed=points / (record.rows * (layers + 1)),
     )

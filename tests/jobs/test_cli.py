@@ -45,6 +45,8 @@ def test_a_store_by_default_on_ray(
         "rows_committed": answer["rows"],
         "tasks_total": answer["tasks"],
         "tasks_committed": answer["tasks"],
+        "tasks_begun": 0,
+        "share_committed": 1.0,
         "problems": [],
     }
 
