@@ -21,7 +21,8 @@ from depthscope.storage.commits import Commit
 from depthscope.storage.errors import RequestError, Stopped, WorkFailed
 from depthscope.storage.tasks import Task
 
-#: Tasks that a resident worker holds: one computes, one is being written.
+#: Tasks that a resident worker holds: one computes, one is being written. Each stage more may hold
+#: the end of another task, so that none waits between two tasks.
 IN_FLIGHT = 2
 #: Seconds between looks at progress and signals.
 TICK = 0.5
@@ -31,7 +32,9 @@ STRAGGLER_TIMES, STRAGGLER_SECONDS = 4.0, 20.0
 
 def in_flight(settings: WorkerSettings) -> int:
     """Tasks that a worker of this schedule holds at a time."""
-    return settings.tasks_at_once if settings.schedule == "sweep" else IN_FLIGHT
+    if settings.schedule == "sweep":
+        return settings.tasks_at_once
+    return IN_FLIGHT + settings.stages - 1
 
 
 class WorkerLost(Exception):

@@ -148,11 +148,13 @@ class ActivationRecorder:
 
     def release(self) -> None:
         """Hand the block back when the task fails."""
+        if self._block is None:
+            # Nothing of this task is on its way, though rows of another may be.
+            return
         if self._staging is not None:
             self._staging.clear()
-        if self._block is not None:
-            self._pool.give(self._block)
-            self._block = None
+        self._pool.give(self._block)
+        self._block = None
 
     def _write(self, files: TaskFiles, block: torch.Tensor, base: int, count: int) -> None:
         try:

@@ -19,6 +19,7 @@ from .clock import Clock
 from .description import ModelInfo
 from .head_export import export_head
 from .lens import LENS_VALUES, LensMeasure
+from .read_meter import ReadMeter
 from .staging import HostStaging
 from .write_behind import WriteBehind, plans_by_name
 
@@ -50,6 +51,10 @@ class WorkerSettings:
         Tasks that a sweep takes through each layer together; 1 for the other schedules.
     residual
         Where a sweep keeps the stream between layers: ``device``, ``host`` or ``store``.
+    stages
+        Stages that the model is cut into; 1 for the other schedules.
+    node
+        The engine's name of the node that the worker is on; empty where there is only one.
     offload_folder
         Where accelerate may put weights that fit neither device nor memory.
     trust_remote_code
@@ -66,6 +71,8 @@ class WorkerSettings:
     device_memory: int | None = None
     tasks_at_once: int = 1
     residual: str = "host"
+    stages: int = 1
+    node: str = ""
     offload_folder: Path | None = None
     trust_remote_code: bool = False
 
@@ -82,6 +89,8 @@ class Equipment:
         The store's arrays by name; empty where the store has none.
     planes
         The points, and what sublayers add, that are stored.
+    reads
+        What the process has read since its last commit.
     rows_done
         Rows through the model so far; a row through half of the layers counts half.
     """
@@ -99,6 +108,7 @@ class Equipment:
     pool: BlockPool
     writer: WriteBehind
     staging: HostStaging | None
+    reads: ReadMeter
     rows_done: float = field(default=0.0)
 
     @property
@@ -107,8 +117,14 @@ class Equipment:
         return self.record.identity_fields
 
     @classmethod
-    def load(cls, settings: WorkerSettings, clock: Clock, device: torch.device) -> Equipment:
-        """Read the store's plan."""
+    def load(
+        cls,
+        settings: WorkerSettings,
+        clock: Clock,
+        device: torch.device,
+        reads: ReadMeter | None = None,
+    ) -> Equipment:
+        """Read the store's plan; ``reads`` was made before the weights were loaded."""
         root = settings.root
         record = RunRecord.load(root)
         info = ModelInfo(**record.model)
@@ -133,6 +149,7 @@ class Equipment:
             BlockPool(clock),
             WriteBehind(clock),
             HostStaging() if device.type == "cuda" else None,
+            reads or ReadMeter(),
         )
 
     def planes_of(self, layers: tuple[int, int]) -> list[Plane]:

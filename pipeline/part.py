@@ -54,14 +54,6 @@ def hardware(threads: int) -> dict[str, Any]:
     }
 
 
-def bytes_read() -> int:
-    """Bytes that this process has read so far, from the page cache or below; 0 where unknown."""
-    try:
-        return int(Path("/proc/self/io").read_text().split()[1])
-    except OSError:
-        return 0
-
-
 @dataclass
 class TaskNumbers:
     """What is measured of a whole task, through all of its layers.
@@ -106,7 +98,7 @@ class Part:
         self.files = TaskFiles.create(
             equipment.settings.root, task.index, self._attempt, self.clock
         )
-        self._before, self._started, self._read = self.clock.seconds(), time.time(), bytes_read()
+        self._before, self._started = self.clock.seconds(), time.time()
         self.activations: ActivationRecorder | None = None
         planes = equipment.planes_of(layers)
         if planes and "activations" in numbers.ranges:
@@ -223,9 +215,10 @@ class Part:
             attempt=self._attempt,
             host=socket.gethostname(),
             pid=os.getpid(),
+            node=self.equipment.settings.node,
             hardware=hardware(self.equipment.settings.threads),
             rows_run=self.rows_run,
-            bytes_read=bytes_read() - self._read,
+            bytes_read=self.equipment.reads.take(),
         )
         return self.equipment.writer.submit(partial(self._commit, commit))
 

@@ -27,6 +27,7 @@ from .description import ModelInfo
 from .equipment import Equipment, WorkerSettings
 from .layer_loader import LayerLoader
 from .layer_stack import LayerStack
+from .read_meter import ReadMeter
 from .task_sweep import TaskSweep, together
 
 #: How long a sweep waits for the next task of its share; the dispatcher sends them all at once.
@@ -108,12 +109,12 @@ class SweepWorker:
                 self._sweep(tasks)
 
     def _load(self) -> None:
-        settings = self.settings
+        settings, reads = self.settings, ReadMeter()
         info = ModelInfo(**RunRecord.load(settings.root).model)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.loader = LayerLoader(settings.folder, info, settings.trust_remote_code)
         self.frame = self.loader.frame(device)
-        self.equipment = Equipment.load(settings, self.clock, device)
+        self.equipment = Equipment.load(settings, self.clock, device, reads)
 
     def _gather(self) -> list[tuple[Task, Future[tuple[Commit, ...]]]]:
         """Wait for a task, then for as many more as run together; none when the worker closes."""

@@ -23,6 +23,7 @@ from .faults import NonFiniteError, PoisonedDocumentError, find_poison
 from .lens import LensMeasure
 from .model import Body, load_body
 from .part import Part, TaskNumbers
+from .read_meter import ReadMeter
 from .task_windows import task_windows, without
 
 
@@ -51,14 +52,14 @@ class Worker:
         self._compute.submit(self._load).result()
 
     def _load(self) -> None:
-        settings = self.settings
+        settings, reads = self.settings, ReadMeter()
         self.body: Body = load_body(
             settings.folder,
             ModelInfo(**RunRecord.load(settings.root).model),
             offload_folder=settings.offload_folder,
             trust_remote_code=settings.trust_remote_code,
         )
-        self.equipment = Equipment.load(settings, self.clock, self.body.device)
+        self.equipment = Equipment.load(settings, self.clock, self.body.device, reads)
         self.lens: LensMeasure | None = self.equipment.lens_measure()
 
     @property

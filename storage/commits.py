@@ -64,14 +64,15 @@ class Commit:
         Non-finite values by place (``residual/12``); empty when all are finite.
     invalid_documents
         Documents that failed and were kept as NaN: number and error of each.
-    attempt, host, pid
-        Who did it.
+    attempt, host, pid, node
+        Who did it; ``node`` is the engine's name of the node, empty where it has none.
     hardware
         Device kind, threads and libraries that decide the last bit of every number.
     timings
         Seconds spent on compute, copy, encode, write and wait; start and end times.
     rows_run, bytes_read
-        Rows that went through the model, and bytes read from disk for it.
+        Rows that went through the model, and bytes that the process has read since its commit
+        before (a worker's first commit: since before it loaded the weights).
     """
 
     task: int
@@ -83,6 +84,7 @@ class Commit:
     attempt: str = ""
     host: str = ""
     pid: int = 0
+    node: str = ""
     hardware: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     rows_run: int = 0
