@@ -100,7 +100,7 @@ def run_query(
         ``.npz`` (keys residual (point, row, hidden), row, point, and the SQL's other columns), or
         ``.zarr``. None returns the rows. bfloat16 becomes float32 everywhere.
     partial
-        See ``open``.
+        See ``open``; vectors are NaN where their point is not committed.
     progress
         Called with the rows done and the rows there are.
 

@@ -24,6 +24,7 @@ from blake3 import blake3
 from depthscope.storage.atomic import sync_folder
 from depthscope.storage.layout import StorePaths
 
+from .snapshot import Snapshot
 from .store import Run
 
 #: Raised whenever the numbers of a result change for the same inputs, so that old ones are redone.
@@ -60,7 +61,7 @@ class Provenance:
                 "identity": snapshot.record.identity,
                 "model": snapshot.record.model.get("name", ""),
                 "tasks": len(snapshot.tasks),
-                "tasks_digest": _digest([snapshot.tasks, snapshot.complete, snapshot.points]),
+                "tasks_digest": _digest(_visible(snapshot)),
                 "invalid_digest": _digest(snapshot.invalid),
             }
             for snapshot in run.snapshots
@@ -159,6 +160,11 @@ def _replace(temporary: Path, path: Path) -> None:
     temporary.rename(path)
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _visible(snapshot: Snapshot) -> list[Any]:
+    shown: list[Any] = [snapshot.tasks, snapshot.complete, snapshot.points]
+    return [*shown, list(snapshot.begun.items())] if snapshot.begun else shown
 
 
 def _digest(value: Any) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from depthscope.storage.spans import Spans
 from numpy.typing import NDArray
 
 from .snapshot import Snapshot
@@ -35,22 +36,25 @@ class Piece:
         Their places along the stored axis.
     rows
         Their numbers in the corpus that is analysed (all opened stores together).
+    committed
+        Points that are committed of them; None where all are.
     """
 
     store: int
     positions: Numbers
     rows: Numbers
+    committed: Spans | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def cut(self, first: int, last: int) -> Piece:
         """The rows at places ``first`` to ``last`` (end excluded) of the piece."""
-        return Piece(self.store, self.positions[first:last], self.rows[first:last])
+        return replace(self, positions=self.positions[first:last], rows=self.rows[first:last])
 
     def take(self, places: NDArray[np.int64]) -> Piece:
         """The rows at these places of the piece, in this order."""
-        return Piece(self.store, _take(self.positions, places), _take(self.rows, places))
+        return replace(self, positions=_take(self.positions, places), rows=_take(self.rows, places))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +69,6 @@ class RowAxis:
         snapshots: Sequence[Snapshot],
         group: str,
         selected: NDArray[np.int64] | None = None,
-        *,
-        partial: bool = False,
     ) -> RowAxis:
         """The rows of a group that the snapshots show.
 
@@ -78,13 +80,15 @@ class RowAxis:
             ``activations``, ``statistics`` or ``lens``; ``tokens`` for the rows of the token table.
         selected
             Ascending corpus rows to keep; None keeps all.
-        partial
-            See ``Snapshot.ranges``.
         """
         pieces: list[Piece] = []
         for snapshot in snapshots:
-            found = _store_pieces(snapshot, group, partial)
-            pieces += found if selected is None else _select(found, selected)
+            found = _store_pieces(snapshot, group)
+            if selected is None:
+                pieces += found
+                continue
+            for _, alike in groupby(found, key=lambda piece: piece.committed):
+                pieces += _select(list(alike), selected)
         return cls(tuple(piece for piece in pieces if len(piece)))
 
     def __len__(self) -> int:
@@ -164,22 +168,25 @@ class RowAxis:
         return tuple(lengths) or (0,)
 
 
-def _store_pieces(snapshot: Snapshot, group: str, partial: bool) -> list[Piece]:
+def _store_pieces(snapshot: Snapshot, group: str) -> list[Piece]:
     offset, index = snapshot.row_offset, snapshot.index
     if group == "tokens":
         return [
             Piece(index, range(a, b), range(a + offset, b + offset)) for a, b in snapshot.row_ranges
         ]
-    ranges = snapshot.ranges(group, partial=partial)
+    stretches = snapshot.ranges(group)
     if snapshot.stores_all_rows(group):
-        return [Piece(index, range(a, b), range(a + offset, b + offset)) for a, b in ranges]
+        return [
+            Piece(index, range(a, b), range(a + offset, b + offset), committed)
+            for a, b, committed in stretches
+        ]
     stored = snapshot.stored_rows(group)
     # A selection's shard may reach into the next task's rows: those wait until that task is there.
     seen = snapshot.visible(stored)
     pieces = []
-    for first, last in ranges:
+    for first, last, committed in stretches:
         positions = np.arange(first, last, dtype=np.int64)[seen[first:last]]
-        pieces.append(Piece(index, _shorten(positions), stored[positions] + offset))
+        pieces.append(Piece(index, _shorten(positions), stored[positions] + offset, committed))
     return pieces
 
 
@@ -201,7 +208,7 @@ def _select(pieces: Sequence[Piece], selected: NDArray[np.int64]) -> list[Piece]
     if not rows:
         return []
     joined = np.concatenate(positions)
-    return [Piece(pieces[0].store, _shorten(joined), _shorten(np.concatenate(rows)))]
+    return [replace(pieces[0], positions=_shorten(joined), rows=_shorten(np.concatenate(rows)))]
 
 
 def _shorten(numbers: NDArray[np.int64]) -> Numbers:

@@ -6,19 +6,32 @@ what an analysis sees half way through.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from depthscope.storage.commits import CommitLog, committed_ranges
 from depthscope.storage.errors import RequestError
 from depthscope.storage.run_record import RunRecord
+from depthscope.storage.spans import Spans, covers
 from depthscope.storage.tasks import Selections
 from numpy.typing import NDArray
 
 Ranges = tuple[tuple[int, int], ...]
+
+
+class Stretch(NamedTuple):
+    """Stored rows that may be read, from ``first`` to ``last`` (end excluded).
+
+    ``committed`` holds the points that are committed of them; None where all are.
+    """
+
+    first: int
+    last: int
+    committed: Spans | None
 
 
 @dataclass(frozen=True)
@@ -41,9 +54,12 @@ class Snapshot:
     complete
         The complete ones among them.
     points
-        Stored points that every visible task has committed.
+        Stored points that are shown: all of them, unless none of the visible tasks is complete;
+        then those that any of them has committed.
     invalid
         Documents that failed, in the store's own numbers, ascending.
+    begun
+        Visible tasks that are not complete, with the points that each has committed.
     """
 
     root: Path
@@ -55,6 +71,7 @@ class Snapshot:
     complete: tuple[int, ...]
     points: tuple[int, ...]
     invalid: tuple[int, ...]
+    begun: Mapping[int, Spans] = field(default_factory=dict, hash=False)
 
     @property
     def whole(self) -> bool:
@@ -76,21 +93,26 @@ class Snapshot:
         borders = {task: (task * size, min((task + 1) * size, rows)) for task in self.tasks}
         return tuple(committed_ranges(borders, self.tasks))
 
-    def ranges(self, group: str, *, partial: bool = False) -> Ranges:
-        """Stored rows of a group in committed shards, as ranges that exclude their end.
+    def ranges(self, group: str) -> tuple[Stretch, ...]:
+        """Stored rows of a group that may be read, ascending.
 
-        Parameters
-        ----------
-        group
-            A name of run.json's groups.
-        partial
-            Whether the shards of visible but incomplete tasks count: only residuals are committed
-            point by point, so only they may be read from such tasks.
+        What a task that is not complete has committed of the group ``activations`` may be read
+        point by point; its statistics and lens values once it has committed the last point.
         """
-        selections = self._selections
-        tasks = self.tasks if partial else self.complete
-        borders = {task: selections.task(task).stored[group] for task in tasks}
-        return tuple(committed_ranges(borders, tasks))
+        last_point = int(self.record.model["layers"])
+        alike: dict[Spans | None, list[int]] = {}
+        for task in self.tasks:
+            committed = self.begun.get(task)
+            if committed is not None and group != "activations":
+                if not covers(committed, last_point, last_point):
+                    continue
+                committed = None
+            alike.setdefault(committed, []).append(task)
+        found = []
+        for committed, tasks in alike.items():
+            borders = {task: self._selections.task(task).stored[group] for task in tasks}
+            found += [Stretch(a, b, committed) for a, b in committed_ranges(borders, tasks)]
+        return tuple(sorted(found, key=lambda stretch: stretch.first))
 
     def stored_rows(self, group: str) -> NDArray[np.int64]:
         """The store's own row numbers of every stored row of a group; eight bytes each."""
@@ -118,30 +140,20 @@ def take_snapshot(root: Path, index: int = 0, *, partial: bool = False) -> Snaps
         A commit cannot be read.
     """
     record = RunRecord.load(root)
-    log = CommitLog(root)
-    layers = int(record.model["layers"])
-    complete = tuple(log.complete_tasks(layers))
-    tasks, points = complete, tuple(record.points)
+    log, layers = CommitLog(root), int(record.model["layers"])
+    committed = log.spans()
+    complete = tuple(task for task, spans in committed.items() if covers(spans, 0, layers))
+    begun: dict[int, Spans] = {}
     if partial:
-        spans = _committed_points(log)
-        tasks = tuple(sorted(spans))
-        points = tuple(
-            point
-            for point in record.points
-            if all(any(a <= point <= b for a, b in spans[task]) for task in tasks)
-        )
+        begun = {task: spans for task, spans in committed.items() if not covers(spans, 0, layers)}
+    points = tuple(record.points)
+    if begun and not complete:
+        points = tuple(p for p in points if any(covers(spans, p, p) for spans in begun.values()))
     invalid = sorted(
         {document for commit in log.commits() for document, _ in commit.invalid_documents}
     )
-    return Snapshot(root, index, record, 0, 0, tasks, complete, points, tuple(invalid))
-
-
-def _committed_points(log: CommitLog) -> dict[int, list[tuple[int, int]]]:
-    spans: dict[int, list[tuple[int, int]]] = {}
-    for path in log.files():
-        first, last = (int(part) for part in path.stem.split("-"))
-        spans.setdefault(int(path.parent.name), []).append((first, last))
-    return spans
+    tasks = tuple(sorted((*complete, *begun)))
+    return Snapshot(root, index, record, 0, 0, tasks, complete, points, tuple(invalid), begun)
 
 
 def require_one_model(snapshots: Iterable[Snapshot]) -> None:

@@ -16,6 +16,7 @@ import duckdb
 import numpy as np
 import xarray as xr
 from depthscope.storage.array_names import ARRAYS
+from depthscope.storage.coverage import commit_points
 from depthscope.storage.errors import RequestError
 from numpy.typing import NDArray
 
@@ -38,8 +39,11 @@ def open(stores: StorePath | Sequence[StorePath], partial: bool = False) -> Run:
         A store's folder, or several; rows and documents of the later ones are renumbered to follow
         those of the earlier ones, and the coordinate ``store`` says where a row comes from.
     partial
-        Also show tasks that have committed only some points: then ``residual`` has those points
-        that every shown task has committed.
+        Also show tasks that have committed only some points. ``residual`` then has NaN at the
+        points that a row's task has not committed, as have the sublayers' outputs at layers whose
+        point l+1 is not; points that nothing shown has committed are left out. Statistics and lens
+        values are there for tasks that have committed the last point. A row that is NaN because
+        its document failed has ``valid`` false.
 
     Raises
     ------
@@ -174,9 +178,9 @@ class Run:
         """Whether every opened store has the array (``residual``, ``norm``, ``kl`` …)."""
         return all(find_plan(snapshot, name) is not None for snapshot in self.snapshots)
 
-    def axis(self, group: str, *, partial: bool = False) -> RowAxis:
+    def axis(self, group: str) -> RowAxis:
         """The visible rows of ``activations``, ``statistics``, ``lens`` or ``tokens``."""
-        return RowAxis.of(self.snapshots, group, self.selected, partial=partial)
+        return RowAxis.of(self.snapshots, group, self.selected)
 
     def stored(self, name: str) -> StoredArray:
         """An array without labels, for reductions that read it themselves.
@@ -190,8 +194,7 @@ class Run:
         if len({part.plan.dtype for part in parts}) > 1:
             found = ", ".join(f"{part.plan.dtype} in {part.root}" for part in parts)
             raise RequestError(f"{name} cannot be joined: it is {found}")
-        axis = self.axis(CATALOGUE[name].group, partial=name == "residual")
-        return StoredArray(parts, axis)
+        return StoredArray(parts, self.axis(CATALOGUE[name].group))
 
     def columns(self, axis: RowAxis) -> TokenColumns:
         """The token and document columns along an axis."""
@@ -199,16 +202,17 @@ class Run:
 
     @cached_property
     def points(self) -> tuple[int, ...]:
-        """Stored points that every opened store shows."""
-        first, *others = self.snapshots
-        return tuple(p for p in first.points if all(p in other.points for other in others))
+        """Points that every opened store has, as far as any of them shows them."""
+        stored = set.intersection(*(set(s.record.points) for s in self.snapshots))
+        return tuple(sorted(stored & {p for s in self.snapshots for p in s.points}))
 
     def _part(self, snapshot: Snapshot, name: str) -> StoredPart:
-        plan = require_plan(snapshot, name)
-        if name != "residual" or snapshot.record.points == self.points:
-            return StoredPart(snapshot.root, plan)
-        places = tuple(snapshot.record.points.index(point) for point in self.points)
-        return StoredPart(snapshot.root, plan, places)
+        plan, record = require_plan(snapshot, name), snapshot.record
+        points = tuple(commit_points(plan, record))
+        if name != "residual" or record.points == self.points:
+            return StoredPart(snapshot.root, plan, points=points)
+        places = tuple(record.points.index(point) for point in self.points)
+        return StoredPart(snapshot.root, plan, places, points)
 
     def _array(self, name: str) -> xr.DataArray:
         array = self.stored(name)
@@ -227,25 +231,25 @@ class Run:
         return result.assign_attrs(long_name=entry.meaning, units=entry.unit)
 
     def _coordinates(self, name: str, axis: RowAxis) -> dict[str, Any]:
-        key = (CATALOGUE[name].group, name == "residual")
-        if key not in self._loaded:
+        group = CATALOGUE[name].group
+        if group not in self._loaded:
             columns = self.columns(axis)
             names = [*TOKEN_COLUMNS, *columns.document_columns]
             found = {_free(n): ("row", v) for n, v in row_columns(columns, names).items()}
             if len(self.snapshots) > 1:
                 found["store"] = ("row", row_columns(columns, ["store"])["store"])
-            self._loaded[key] = found
-        return self._loaded[key]
+            self._loaded[group] = found
+        return self._loaded[group]
 
     @cached_property
-    def _loaded(self) -> dict[tuple[str, bool], dict[str, Any]]:
+    def _loaded(self) -> dict[str, dict[str, Any]]:
         return {}
 
     @cached_property
     def _tables(self) -> duckdb.DuckDBPyConnection:
         connection = connect(self.snapshots, self.selected)
         if all(snapshot.has_group("activations") for snapshot in self.snapshots):
-            add_activation_rows(connection, self.axis("activations", partial=True))
+            add_activation_rows(connection, self.axis("activations"))
         return connection
 
 

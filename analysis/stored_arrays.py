@@ -19,7 +19,8 @@ from uuid import uuid4
 import dask.array as da
 import numpy as np
 from depthscope.storage.arrays import ArrayPlan
-from depthscope.storage.shard_reader import ArrayReader
+from depthscope.storage.shard_reader import ArrayReader, widen
+from depthscope.storage.spans import Spans, covers
 from numpy.typing import NDArray
 
 from .rows import Numbers, Piece, RowAxis
@@ -43,16 +44,27 @@ class StoredPart:
     leading
         Places along the first axis that are shown, where they are a selection; rows are selected
         by the row axis.
+    points
+        The point that each place along the first axis is committed with, for arrays that are
+        committed point by point.
     """
 
     root: Path
     plan: ArrayPlan
     leading: tuple[int, ...] | None = None
+    points: tuple[int, ...] = ()
+
+    def committed(self, places: NDArray[np.int64], points: Spans) -> NDArray[np.bool_]:
+        """Which of these places along the first axis belong to these points."""
+        known = np.array([covers(points, point, point) for point in self.points], dtype=np.bool_)
+        return np.asarray(known[places])
 
 
 @dataclass(frozen=True, eq=False)
 class StoredArray:
     """An array over the visible rows of all opened stores; indexing it reads.
+
+    Points that are not committed of some rows read as NaN there, whatever lies on the disk.
 
     Attributes
     ----------
@@ -153,7 +165,18 @@ class StoredArray:
             chosen[0] = int(wanted) if wanted.ndim == 0 else wanted
         chosen[self.row_axis] = _as_key(piece.positions)
         reader = _open_reader(part.root, part.plan.path, _stamp(part))
-        return np.asarray(reader.read(*chosen, as_float32=as_float32))
+        if piece.committed is None:
+            return np.asarray(reader.read(*chosen, as_float32=as_float32))
+        places = np.asarray(np.arange(part.plan.shape[0])[chosen[0]])
+        there = part.committed(places, piece.committed)
+        if there.all():
+            return np.asarray(reader.read(*chosen, as_float32=as_float32))
+        out = self._empty(keys, len(piece))
+        out[...] = np.nan
+        if there.any():
+            chosen[0] = places[there]
+            out[there] = reader.read(*chosen)
+        return np.asarray(widen(out) if as_float32 else out)
 
 
 def lazy(array: StoredArray) -> Any:

@@ -14,6 +14,7 @@ from depthscope.storage.errors import RequestError
 from .environment import set_environment
 from .errors_to_exit import FAILED, SUCCESS, WRONG_REQUEST, exit_codes, say
 from .options import options_of, resolve
+from .plan_spec import PlanSpec
 from .progress import Progress, Silent, progress_for_terminal
 from .spec import ExtractSpec
 
@@ -62,6 +63,19 @@ def extract(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> in
     if result.nonfinite:
         text += f"; {result.nonfinite} values are not finite"
     _answer(as_json, content, text)
+    return SUCCESS
+
+
+@cli.command()
+@options_of(PlanSpec)
+@_json_flag
+@_quiet_flag
+def plan(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> int:
+    """Say what a run would cost under each schedule, from the model's config alone."""
+    from .plan_command import run_plan
+
+    spec = PlanSpec(**resolve(PlanSpec, config, given))
+    run_plan(spec, as_json=as_json, report=_progress(quiet).message)
     return SUCCESS
 
 
@@ -151,7 +165,11 @@ def analyze(
     type=click.Path(path_type=Path),
     help="Write to .parquet, .csv, .npz or .zarr instead of printing.",
 )
-@click.option("--partial", is_flag=True, help="Use tasks that are committed for some points only.")
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Use tasks that have committed some points only; NaN at the others.",
+)
 @_json_flag
 @_quiet_flag
 def query(

@@ -317,24 +317,6 @@ def test_different_models_are_refused(tmp_path: Path, field: str) -> None:
         open_store(first, second)
 
 
-def test_partial_shows_the_points_that_all_have(tmp_path: Path) -> None:
-    store = build(tmp_path / "s", committed=(0, 1, 3))
-    for task in (1, 3):
-        (store.root / "commits" / f"{task:06d}" / "0-3.json").unlink()
-    commit(store, 1, (0, 1))
-    commit(store, 3, (0, 2))
-    store.committed = (0,)
-    np.testing.assert_array_equal(open_store(store).residual.row.values, store.visible)
-    run = open_store(store, partial=True)
-    assert run.residual.point.values.tolist() == [0, 1]
-    rows = np.concatenate([np.arange(64), np.arange(96, 100)])
-    np.testing.assert_array_equal(run.residual.row.values, rows)
-    np.testing.assert_array_equal(run.residual.values.astype(np.float64), store.h[:2, rows])
-    # Everything else is committed with the last point.
-    np.testing.assert_array_equal(run.norm.row.values, np.arange(32))
-    np.testing.assert_array_equal(run.mlp_output.row.values, np.arange(32))
-
-
 @pytest.mark.parametrize(
     ("options", "name", "message"),
     [
