@@ -42,7 +42,7 @@ def resolve(model: type[BaseModel], config: Path | None, given: dict[str, Any]) 
     missing = [k for k, f in model.model_fields.items() if f.is_required() and k not in values]
     if missing:
         names = ", ".join("--" + name.replace("_", "-") for name in missing)
-        raise RequestError(f"{names} is missing: see depthscope extract --help")
+        raise RequestError(f"{names} is missing: see --help")
     return values
 
 
