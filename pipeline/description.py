@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -218,16 +219,34 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
+class _Quiet:
+    """How many blocks want quiet, in any thread; the settings are put back when none is left."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.blocks = 0
+        self.level, self.bars = 0, False
+
+
+_QUIET = _Quiet()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' own progress bars and load reports out of the user's terminal."""
     log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
+    with _QUIET.lock:
+        _QUIET.blocks += 1
+        if _QUIET.blocks == 1:
+            _QUIET.level, _QUIET.bars = log.get_verbosity(), log.is_progress_bar_enabled()
+            log.set_verbosity_error()
+            log.disable_progress_bar()
     try:
         yield
     finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
+        with _QUIET.lock:
+            _QUIET.blocks -= 1
+            if not _QUIET.blocks:
+                log.set_verbosity(_QUIET.level)
+                if _QUIET.bars:
+                    log.enable_progress_bar()

@@ -94,7 +94,7 @@ class Frame:
         self.device, self.config = device, model.config
         self.layers_return_tuples = False
         self.model, self._needed, self._read = model, needed, read
-        self._last = len(blocks) - 1
+        self.layers = len(blocks)
         parent, _, name = path.rpartition(".")
         stubs = [Stub(block, layer, self) for layer, block in enumerate(blocks)]
         setattr(model.get_submodule(parent), name, nn.ModuleList(stubs))
@@ -149,7 +149,7 @@ class Frame:
 
         def see(layer: int, h: Tensor, arguments: Arguments) -> None:
             seen.append(arguments)
-            if layer == self._last:
+            if layer == self.layers - 1:
                 raise _Done
 
         self.forward(batch, see)

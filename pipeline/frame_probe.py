@@ -52,7 +52,7 @@ def find_needed(
             f"model type {info.family!r}: its layers cannot be called one by one "
             f"({one_line(error)}); use --schedule resident"
         ) from error
-    if len(zeros) != info.layers or not all(map(_same, zeros, ones)):
+    if len(zeros) != frame.layers or not all(map(_same, zeros, ones)):
         raise RequestError(
             f"model type {info.family!r}: the arguments of its layers depend on more than tokens "
             "and positions; use --schedule resident"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .checkpoint import stored_tensors
 
-_PIECE = 16 << 20
+_PIECE = {"cpu": 4 << 20, "cuda": 16 << 20}
 _READ = 256 << 20
 
 _DTYPES = {
@@ -128,7 +128,7 @@ class WeightReader:
     def _stage(self, file: Path, start: int, flat: Tensor, dtype: torch.dtype) -> None:
         """Read piece by piece through staging memory; two buffers where the copy is a GPU's."""
         cuda = flat.device.type == "cuda"
-        numbers = max(1, min(_PIECE // dtype.itemsize, flat.numel()))
+        numbers = max(1, min(_PIECE[flat.device.type] // dtype.itemsize, flat.numel()))
         buffers = [torch.empty(numbers, dtype=dtype, pin_memory=cuda) for _ in range(1 + cuda)]
         copied: list[Any] = [None] * len(buffers)
         for turn, offset in enumerate(range(0, flat.numel(), numbers)):
@@ -158,8 +158,8 @@ class WeightReader:
                 got = os.preadv(descriptor, [part], start + done)
                 if got == 0:
                     raise WorkFailed(
-                        f"{file} ends at byte {start + done}, where a tensor was a moment ago; "
-                        "fetch the model again"
+                        f"{file} no longer reaches byte {start + len(memory)}, where a tensor "
+                        "ended a moment ago; fetch the model again"
                     )
                 done += got
         finally:
