@@ -9,17 +9,15 @@ al. 2025, section 3 (logit lens; methods.md 1.5), here up to and including point
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from depthscope.storage.array_names import ARRAYS
 from depthscope.storage.errors import RequestError
 from depthscope.storage.head import Head
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .head_export import NORMALISE
+from .placed_head import PlacedHead
 
 LENS_VALUES = ARRAYS["lens"]
 """Names of the lens values: nats, share of 5, 0 or 1, nats, 1 = most probable, probability."""
@@ -47,12 +45,8 @@ class LensMeasure:
     """
 
     def __init__(self, head: Head, budget_bytes: int, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
-        self._head = head
-        self._weight = self._place(head.weight)
-        self._norm_bias = None if head.norm_bias is None else self._place(head.norm_bias)
-        self._unembedding = self._place(head.unembedding)
-        self._bias = None if head.bias is None else self._place(head.bias) * head.scale
+        self._head = PlacedHead(head, device)
+        self.device = self._head.device
         self.vocabulary = len(head.unembedding)
         bytes_per_row = 4 * self.vocabulary
         held = budget_bytes // bytes_per_row
@@ -66,9 +60,6 @@ class LensMeasure:
             self._block = max(1, min(self._block, _BLOCK_BYTES // bytes_per_row))
         # The final logits and one point's logits, and two blocks of scratch.
         self._rows = (held - 2 * self._block) // 2
-
-    def _place(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.array(values, dtype=np.float32)).to(self.device)
 
     def measure(self, points: Tensor, next_ids: Tensor) -> dict[str, Tensor]:
         """Lens values of n rows at every point.
@@ -107,11 +98,11 @@ class LensMeasure:
         final, current, *scratch = spaces
         step = len(scratch[0])
         blocks = [slice(k, min(k + step, n)) for k in range(0, n, step)]
-        self._logits(points[last], final[:n])
+        self._head.logits(points[last], final[:n])
         finals = [_describe(final[block], scratch[0]) for block in blocks]
         for point in range(last + 1):
             if point < last:
-                self._logits(points[point], current[:n])
+                self._head.logits(points[point], current[:n])
             for block, reference in zip(blocks, finals, strict=True):
                 found = reference
                 if point < last:
@@ -119,17 +110,6 @@ class LensMeasure:
                 else:
                     torch.exp(reference.shifted, out=scratch[0][: len(reference.shifted)])
                 _compare(found, reference, next_ids[block], scratch, out[:, point, block])
-
-    def _logits(self, rows: Tensor, out: Tensor) -> None:
-        head = self._head
-        normed = NORMALISE[head.norm](rows.to(self.device).float(), head.epsilon) * self._weight
-        if self._norm_bias is not None:
-            normed += self._norm_bias
-        torch.mm(normed * head.scale, self._unembedding.t(), out=out)
-        if self._bias is not None:
-            out += self._bias
-        if head.soft_cap is not None:
-            out.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
 
 
 class _Softmax(NamedTuple):

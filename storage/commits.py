@@ -147,22 +147,35 @@ def digest_file(path: Path) -> str:
 
 
 class CommitLog:
-    """The commits of one store."""
+    """The commits of one store's extraction, or in a folder of their own those of a sweep.
 
-    def __init__(self, root: Path) -> None:
+    Parameters
+    ----------
+    root
+        The store.
+    folder
+        Where the commits lie; None for the extraction's.
+    """
+
+    def __init__(self, root: Path, folder: Path | None = None) -> None:
         self.root = root
         self.paths = StorePaths(root)
+        self.folder = folder or self.paths.commits
 
     def add(self, commit: Commit) -> bool:
         """Create a commit; False when the task was committed by another attempt meanwhile."""
         content = asdict(commit)
         content["shards"] = [list(shard) for shard in commit.shards]
-        return create_json(self.paths.commit(commit.task, *commit.points), content)
+        first, last = commit.points
+        return create_json(self._task(commit.task) / f"{first}-{last}.json", content)
+
+    def _task(self, task: int) -> Path:
+        return self.folder / f"{task:06d}"
 
     def files(self, task: int | None = None) -> Iterator[Path]:
         """The commits' files, of one task or of all, in order."""
         folders = (
-            [self.paths.task(task)] if task is not None else _sorted_folders(self.paths.commits)
+            [self._task(task)] if task is not None else _sorted_folders(self.folder)
         )
         for folder in folders:
             if folder.is_dir():

@@ -93,6 +93,10 @@ class StorePaths:
         """The result called ``name``."""
         return self.root / "analysis" / f"{name}.zarr"
 
+    def effects(self, name: str) -> Path:
+        """The intervention sweep called ``name``."""
+        return self.root / "effects" / f"{name}.zarr"
+
     def task(self, task: int) -> Path:
         """The folder of a task's commits."""
         return self.commits / f"{task:06d}"
