@@ -83,14 +83,14 @@ def extract(
             CarriedFiles(spec.out, task).clear()
         counts = {"nonfinite": 0}
         if len(done) < record.tasks:
-            layout = lay_over_devices(spec, record, folder, record.tasks - len(done))
-            settings = _settings(spec, layout, folder, log)
             try:
+                layout = lay_over_devices(spec, record, folder, record.tasks - len(done))
+                settings = _settings(spec, layout, folder, log)
                 outcome = _run(
                     spec, record, settings, done, progress, counts, stop, pool or make_pool
                 )
             except RequestError:
-                # Only a worker could tell, such as from the model's first batch: leave no trace.
+                # Only now could anyone tell, such as from the model's first batch: leave no trace.
                 if not existed and not any(log.files()):
                     shutil.rmtree(spec.out)
                 raise
@@ -158,7 +158,9 @@ def _run(
 def _settings(spec: ExtractSpec, layout: Layout, folder: Path, log: CommitLog) -> WorkerSettings:
     earlier = next(log.commits(), None)
     recorded = int(earlier.hardware.get("threads", 0)) if earlier else 0
-    threads = spec.threads or recorded or max(1, (os.cpu_count() or 1) // (spec.workers or 1))
+    # Stages of a cluster are on nodes of their own; those of this command share its node.
+    sharing = (spec.workers or 1) * (1 if spec.address else layout.stages or 1)
+    threads = spec.threads or recorded or max(1, (os.cpu_count() or 1) // sharing)
     if earlier is not None and not spec.allow_mixed_hardware:
         _check_hardware(dict(earlier.hardware), hardware(threads), spec.address)
     return WorkerSettings(
@@ -172,6 +174,7 @@ def _settings(spec: ExtractSpec, layout: Layout, folder: Path, log: CommitLog) -
         device_memory=spec.device_memory,
         tasks_at_once=layout.tasks_at_once,
         residual=layout.residual,
+        stages=layout.stages or 1,
         offload_folder=spec.offload_folder,
         trust_remote_code=spec.trust_remote_code,
     )

@@ -19,6 +19,8 @@ from .spec import ExtractSpec
 #: A worker that is given no budget takes this share of what is free, so that the machine stays
 #: usable and the page cache has room for the weights.
 SHARE = 0.5
+#: Stages in one process, where nobody says how many.
+STAGES_IN_PROCESS = 2
 #: Rows that a sweep takes at most: far beyond what hides the reading of weights on any device.
 MOST_ROWS = 1 << 20
 
@@ -33,11 +35,14 @@ class Layout:
         ``resident``, ``staged`` or ``sweep``.
     tasks_at_once, residual
         Of a sweep: tasks that share a reading of the weights, and where their stream lives.
+    stages
+        Of a staged model; None: as many as the cluster has nodes.
     """
 
     schedule: str
     tasks_at_once: int = 1
     residual: Residual = "host"
+    stages: int | None = 1
 
 
 def lay_over_devices(spec: ExtractSpec, record: RunRecord, folder: Path, open_tasks: int) -> Layout:
@@ -46,16 +51,30 @@ def lay_over_devices(spec: ExtractSpec, record: RunRecord, folder: Path, open_ta
     Raises
     ------
     RequestError
-        The budget holds not even the smallest schedule; says how much would.
+        There are fewer layers than stages, or the budget holds not even the smallest schedule;
+        says how much would.
     """
-    if spec.schedule in ("resident", "staged"):
-        return Layout(spec.schedule)
+    if spec.schedule == "staged":
+        return Layout("staged", stages=_stages(spec, int(record.model["layers"])))
+    if spec.schedule == "resident":
+        return Layout("resident")
     config = load_config(folder, spec.trust_remote_code)
     dtype, attention = str(record.model["dtype"]), str(record.model["attention"])
     costs = model_costs(config, dtype, attention=attention)
     if spec.schedule == "auto" and _fits_resident(spec, costs):
         return Layout("resident")
     return _sweep(spec, record, costs, -(-open_tasks // (spec.workers or 1)))
+
+
+def _stages(spec: ExtractSpec, layers: int) -> int | None:
+    """Stages of a model of so many layers; None where the cluster decides."""
+    if spec.stages is not None and spec.stages > layers:
+        raise RequestError(
+            f"--stages {spec.stages}: this model has {layers} layers: give at most {layers}"
+        )
+    if spec.stages is None and spec.engine == "process":
+        return min(STAGES_IN_PROCESS, layers)
+    return spec.stages
 
 
 def _sweep(spec: ExtractSpec, record: RunRecord, costs: ModelCosts, most: int) -> Layout:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from depthscope.pipeline.corpus import CorpusSpec
-from pydantic import BeforeValidator, ByteSize, ConfigDict
+from pydantic import BeforeValidator, ByteSize, ConfigDict, PositiveInt
 
 Text = Annotated[str, BeforeValidator(str)]
 
@@ -74,6 +74,13 @@ class ExtractSpec(CorpusSpec):
     """How the model is laid over devices: whole on each worker, cut into stages over nodes, or
     layer by layer over many rows (auto: the fastest that fits)."""
 
+    stages: PositiveInt | None = None
+    """Stages that a staged model is cut into (default: one for each node of the cluster; 2 with
+    --engine process)."""
+
+    stage_placement: Literal["spread", "pack"] = "spread"
+    """Whether each stage has a node of its own, or stages share as few nodes as hold them."""
+
     memory: ByteSize | None = None
     """Host memory that a worker may hold, its interpreter apart, such as 64GB (default: its share
     of half of what is free)."""
@@ -88,14 +95,14 @@ class ExtractSpec(CorpusSpec):
     """An existing Ray cluster (default: a local one of this command's own)."""
 
     workers: int | None = None
-    """Workers, each with the whole model (default: 1)."""
+    """Workers, each with the whole model: a process, or all stages together (default: 1)."""
 
     threads: int | None = None
     """Threads of a worker (default: its share of the cores; a store that is continued keeps its
     own)."""
 
     gpus_per_worker: float | None = None
-    """GPUs of a worker (default: its share of this node's)."""
+    """GPUs of a worker, or of each of its stages (default: its share of a node's)."""
 
     retries: int = 2
     """How often a task that failed is tried again."""

@@ -9,6 +9,7 @@ from depthscope.storage.commits import Commit
 from depthscope.storage.tasks import Task
 
 from .equipment import WorkerSettings
+from .gang_worker import GangWorker
 from .sweep import SweepWorker
 from .worker import Worker
 
@@ -34,4 +35,6 @@ def make_worker(settings: WorkerSettings) -> TaskWorker:
     RequestError
         The model cannot be loaded, or does not fit the budget.
     """
-    return SweepWorker(settings) if settings.schedule == "sweep" else Worker(settings)
+    if settings.schedule == "sweep":
+        return SweepWorker(settings)
+    return GangWorker(settings) if settings.schedule == "staged" else Worker(settings)
