@@ -75,7 +75,7 @@ class LayerLoader:
         found = families.candidates(self._model, info.family, info.layers, parallel)
         self._path = found[0].layers
         self.families = [family for family in found if family.layers == self._path]
-        self._blocks = found[0].blocks(self._model)
+        self._blocks = self._layers_at(self._path)
         self.layers = len(self._blocks)
         self._check()
         self.layer_bytes = [_bytes(block) for block in self._blocks]
@@ -150,6 +150,16 @@ class LayerLoader:
         weights = dict(self._model.named_parameters())
         self.frame_bytes = sum(weights[name].nbytes for name in self._needed)
 
+    def _layers_at(self, path: str) -> list[nn.Module]:
+        try:
+            layers = self._model.get_submodule(path)
+        except AttributeError:
+            raise RequestError(
+                f"model folder {self._folder}: {type(self._model).__name__} has no list of "
+                f"decoder layers at {path!r}; give the checkpoint of the language model alone"
+            ) from None
+        return list(layers.children())
+
     def _copy(self, module: Any) -> Any:
         """A deep copy that keeps the configs themselves."""
         return copy.deepcopy(module, dict(self._configs))
@@ -196,10 +206,19 @@ def _build(folder: Path, info: ModelInfo, remote: bool) -> Any:
             )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise RequestError(f"the model in {folder} cannot be built: {one_line(error)}") from error
+    _renew_buffers(model)
     model.eval()
     model.requires_grad_(False)
     model.config.use_cache = False
     return model
+
+
+def _renew_buffers(model: Any) -> None:
+    """Compute buffers that no checkpoint holds as from_pretrained does: in float32, then cast."""
+    for module in model.modules():
+        if module._non_persistent_buffers_set:
+            module._is_hf_initialized = False
+    model.initialize_weights()
 
 
 def _keep_for_compute(block: nn.Module, device: torch.device) -> None:

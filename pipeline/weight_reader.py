@@ -17,10 +17,11 @@ import torch
 from depthscope.storage.errors import RequestError, WorkFailed
 from torch import Tensor
 
-from .checkpoint import stored_tensors
+from .checkpoint import StoredTensor, stored_tensors
 
 _PIECE = {"cpu": 4 << 20, "cuda": 16 << 20}
 _READ = 256 << 20
+_ALIGNMENT = 64
 
 _DTYPES = {
     "BF16": torch.bfloat16,
@@ -100,7 +101,11 @@ class WeightReader:
             The file can no longer be read to the end.
         """
         stored = self.tensors[name]
-        target = torch.empty(stored.shape, dtype=dtype or self.dtype(name), device=device)
+        dtype = dtype or self.dtype(name)
+        if device.type == "cpu" and dtype == self.dtype(name):
+            target = _aligned_as_stored(stored, dtype)
+        else:
+            target = torch.empty(stored.shape, dtype=dtype, device=device)
         self.read_rows(name, target, 0, stored.shape[0] if stored.shape else 1)
         return target
 
@@ -166,6 +171,19 @@ class WeightReader:
             os.close(descriptor)
         with self._lock:
             self._bytes_read += done
+
+
+def _aligned_as_stored(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
+    """Memory whose address and place in the file leave the same rest by `_ALIGNMENT`.
+
+    Where the whole model is loaded, weights that need no cast are a map of the file, and matrix
+    products on a CPU can round differently for another alignment.
+    """
+    memory = torch.empty(stored.bytes + _ALIGNMENT, dtype=torch.uint8)
+    start = (stored.start - memory.data_ptr()) % _ALIGNMENT
+    if start % dtype.itemsize:
+        start = 0
+    return memory[start : start + stored.bytes].view(dtype).view(stored.shape)
 
 
 class LazyTensor:

@@ -51,6 +51,8 @@ def assert_same_layers(folder: Path, dtype: str) -> None:
             for name, tensor in wanted.items():
                 assert mine[name].dtype == tensor.dtype
                 assert torch.equal(mine[name], tensor)
+                # A matrix product on a CPU may depend on it, in the last bit.
+                assert mine[name].data_ptr() % 64 == tensor.data_ptr() % 64
         assert not ours.training
         assert not any(p.requires_grad for p in ours.parameters())
         numbers = {m.layer_idx for m in ours.modules() if hasattr(m, "layer_idx")}
@@ -58,7 +60,7 @@ def assert_same_layers(folder: Path, dtype: str) -> None:
         assert loader.layer_bytes[layer] == sum(p.nbytes for p in ours.state_dict().values())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_alone_is_the_layer_of_the_whole(folder: Path, dtype: str) -> None:
     assert_same_layers(folder, dtype)
 
@@ -129,6 +131,12 @@ def in_mixed_dtypes(folder: Path) -> None:
     rewrite(folder, change)
 
 
+def buffers_of_its_own(folder: Path) -> None:
+    """GPT-J keeps sines in every layer, which no checkpoint holds."""
+    config = hf.GPTJConfig(vocab_size=97, n_embd=64, n_layer=2, n_head=4, rotary_dim=8)
+    make_model(config, folder)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "make",
@@ -141,6 +149,7 @@ def in_mixed_dtypes(folder: Path) -> None:
         stored_in(torch.float16),
         stored_in(torch.float64),
         in_mixed_dtypes,
+        buffers_of_its_own,
     ],
 )
 def test_checkpoints_of_every_kind(

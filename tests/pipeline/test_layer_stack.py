@@ -23,13 +23,25 @@ from depthscope.pipeline.model import load_body
 from depthscope.storage.errors import RequestError
 from torch import nn
 
-from .test_families import DOCUMENTS, FAMILIES, make_model
+from .test_families import DOCUMENTS, FAMILIES, GATED, make_model
 
 CPU = torch.device("cpu")
 FULL_ATTENTION = {"llama", "qwen3", "olmo2", "gpt2", "gpt_neox", "gpt_neox_parallel", "mixtral"} | {
     "qwen3_moe",
     "stablelm",
     "stablelm_parallel",
+}
+# Not in the table, and odd: layers that return tuples, buffers in every layer, a shared expert.
+ODD = {
+    "bloom": hf.BloomConfig(vocab_size=97, hidden_size=64, n_layer=3, n_head=4),
+    "gptj": hf.GPTJConfig(vocab_size=97, n_embd=64, n_layer=3, n_head=4, rotary_dim=8),
+    "qwen2_moe": hf.Qwen2MoeConfig(
+        **GATED,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+    ),
 }
 
 
@@ -98,6 +110,16 @@ def test_the_chain_is_the_whole_model(folder: Path, dtype: str, attention: str, 
     assert len(points) == len(expected) == info.layers + 1
     for ours, theirs in zip(points, expected, strict=True):
         assert ours.dtype == theirs.dtype == getattr(torch, dtype)
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_chain_of_families_that_nobody_knows(tmp_path: Path, name: str, dtype: str) -> None:
+    make_model(ODD[name], tmp_path)
+    info, batch = describe_model(tmp_path, dtype), batch_of(False)
+    expected = states(tmp_path, batch, dtype, info.attention)
+    for ours, theirs in zip(chained(LayerLoader(tmp_path, info), batch), expected, strict=True):
         assert torch.equal(ours, theirs)
 
 
