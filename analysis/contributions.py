@@ -21,6 +21,7 @@ from .per_document import RowValues, slice_rows
 from .rows import Piece, RowAxis
 from .store import Run
 from .stored_arrays import StoredArray
+from .stored_values import StoredValues
 from .summary import Measure, Settings, Summary
 
 Source = Literal["statistics", "activations"]
@@ -65,7 +66,7 @@ def contributions(run: Run, source: Source = "statistics", **settings: Any) -> x
     """
     values: RowValues
     if source == "statistics":
-        values = StatisticsValues(run.stored("norm_ratio"), run.stored("cosine"))
+        values = StatisticsValues(tuple(MEASURES), tuple(map(run.stored, MEASURES)))
     elif source == "activations":
         values = ActivationValues.of(run)
     else:
@@ -79,34 +80,12 @@ def contributions(run: Run, source: Source = "statistics", **settings: Any) -> x
     return summary.result(run, values, Settings(**settings))
 
 
-@dataclass(frozen=True, eq=False)
-class StatisticsValues:
+class StatisticsValues(StoredValues):
     """Ratios and cosines as the worker stored them."""
-
-    norm_ratio: StoredArray
-    cosine: StoredArray
-
-    names = tuple(MEASURES)
-
-    @property
-    def axis(self) -> RowAxis:
-        """Rows that have statistics."""
-        return self.norm_ratio.axis
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(part, layer)."""
-        return self.norm_ratio.shape[:2]
-
-    @property
-    def slice_rows(self) -> int:
-        """Rows that fit into memory at a time."""
-        return slice_rows(len(self.names), self.shape)
 
     def read(self, piece: Piece) -> NDArray[Any]:
         """(2, part, layer, rows) float32."""
-        values = np.stack([self.norm_ratio.read(piece), self.cosine.read(piece)])
-        return _without_infinite_bases(values)
+        return _without_infinite_bases(super().read(piece))
 
 
 @dataclass(frozen=True, eq=False)

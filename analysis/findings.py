@@ -7,6 +7,7 @@ kind to report (no drop, no crossing), it says so.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -15,6 +16,22 @@ from numpy.typing import NDArray
 from .result_charts import interval_name, sample_size
 
 Floats = NDArray[np.float64]
+
+
+class _Chosen(NamedTuple):
+    """A result's token set: its name, its part of the result, and the values that are spoken of."""
+
+    name: str
+    result: xr.Dataset
+    values: Floats
+
+    @classmethod
+    def of(cls, result: xr.Dataset, variable: str, **labels: str) -> _Chosen | None:
+        """Content tokens, or all where there are none; None where no value is finite."""
+        name = "content" if int(result["count"].sel(token_set="content")) else "all"
+        chosen = result.sel({"token_set": name, **labels})
+        values = _values(chosen, variable)
+        return cls(name, chosen, values) if np.isfinite(values).any() else None
 
 
 def findings(contributions: xr.Dataset | None, lens: xr.Dataset | None) -> list[str]:
@@ -38,11 +55,10 @@ def findings(contributions: xr.Dataset | None, lens: xr.Dataset | None) -> list[
 
 
 def _size(result: xr.Dataset) -> str:
-    name = _token_set(result)
-    chosen = result.sel(token_set=name, part="layer")
-    values = _values(chosen, "norm_ratio_mean")
-    if not np.isfinite(values).any():
+    found = _Chosen.of(result, "norm_ratio_mean", part="layer")
+    if found is None:
         return "How much the layers add cannot be said: no token has a finite norm ratio."
+    name, chosen, values = found
     half = max(len(values) // 2, 1)
     # A model of one layer is its own first and second half.
     early, late = (float(np.nanmedian(part)) for part in (values[:half], values[-half:]))
@@ -65,11 +81,10 @@ def _size(result: xr.Dataset) -> str:
 
 
 def _direction(result: xr.Dataset) -> str:
-    name = _token_set(result)
-    chosen = result.sel(token_set=name, part="layer")
-    values = _values(chosen, "cosine_mean")
-    if not np.isfinite(values).any():
+    found = _Chosen.of(result, "cosine_mean", part="layer")
+    if found is None:
         return "The direction of the layers cannot be said: no token has a finite cosine."
+    name, chosen, values = found
     sign = _clear_sign(chosen)
     closing = (
         f"{int((sign < 0).sum())} of {len(values)} layers clearly weaken it, "
@@ -101,12 +116,11 @@ def _clear_sign(chosen: xr.Dataset) -> NDArray[np.int64]:
 
 
 def _prediction(result: xr.Dataset) -> str:
-    name = _token_set(result)
-    chosen = result.sel(token_set=name)
-    points = chosen["point"].values
-    agreement = _values(chosen, "top1_agreement_mean")
-    if not np.isfinite(agreement).any():
+    found = _Chosen.of(result, "top1_agreement_mean")
+    if found is None:
         return "When the prediction settles cannot be said: no token has finite lens values."
+    name, chosen, agreement = found
+    points = chosen["point"].values
     settled = len(points) - 1
     while settled > 0 and agreement[settled - 1] > 0.5:
         settled -= 1
@@ -128,10 +142,6 @@ def _prediction(result: xr.Dataset) -> str:
 
 def _sample(result: xr.Dataset, name: str) -> str:
     return f"{sample_size(result, name)}; {interval_name(result)}s in brackets"
-
-
-def _token_set(result: xr.Dataset) -> str:
-    return "content" if int(result["count"].sel(token_set="content")) else "all"
 
 
 def _values(chosen: xr.Dataset, name: str) -> Floats:

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from .contributions import Source
 from .logits import HeadLogits
-from .per_document import RowValues, slice_rows
+from .per_document import RowValues
 from .rows import Piece, RowAxis
 from .store import Run
 from .stored_arrays import StoredArray
+from .stored_values import StoredValues
 from .summary import Measure, Settings, Summary
 
 MEASURES = {
@@ -62,7 +63,7 @@ def lens(run: Run, source: Source = "statistics", **settings: Any) -> xr.Dataset
     """
     values: RowValues
     if source == "statistics":
-        values = StatisticsValues(tuple(run.stored(name) for name in MEASURES))
+        values = StoredValues(tuple(MEASURES), tuple(map(run.stored, MEASURES)))
         points: tuple[int, ...] = tuple(range(run.layers + 1))
     elif source == "activations":
         values, points = ActivationValues.of(run), run.points
@@ -75,34 +76,6 @@ def lens(run: Run, source: Source = "statistics", **settings: Any) -> xr.Dataset
         {"source": source},
     )
     return summary.result(run, values, Settings(**settings))
-
-
-@dataclass(frozen=True, eq=False)
-class StatisticsValues:
-    """Lens values as the worker stored them."""
-
-    arrays: tuple[StoredArray, ...]
-
-    names = tuple(MEASURES)
-
-    @property
-    def axis(self) -> RowAxis:
-        """Rows that were chosen for the lens."""
-        return self.arrays[0].axis
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(point,)."""
-        return self.arrays[0].shape[:1]
-
-    @property
-    def slice_rows(self) -> int:
-        """Rows that fit into memory at a time."""
-        return slice_rows(len(self.names), self.shape)
-
-    def read(self, piece: Piece) -> NDArray[Any]:
-        """(4, point, rows) float32."""
-        return np.stack([array.read(piece) for array in self.arrays])
 
 
 @dataclass(frozen=True, eq=False)
