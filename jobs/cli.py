@@ -13,10 +13,12 @@ from depthscope.storage.errors import RequestError
 
 from .environment import set_environment
 from .errors_to_exit import FAILED, SUCCESS, WRONG_REQUEST, exit_codes, say
+from .intervene_spec import InterveneSpec
 from .options import options_of, resolve
 from .plan_spec import PlanSpec
 from .progress import Progress, Silent, progress_for_terminal
 from .spec import ExtractSpec
+from .submit_command import jobs, submit
 
 set_environment()
 
@@ -29,6 +31,10 @@ _quiet_flag = click.option("--quiet", is_flag=True, help="Print no progress.")
 @click.version_option(package_name="depthscope")
 def cli() -> None:
     """What does each layer of a language model do, and does the model use its depth?"""
+
+
+cli.add_command(submit)
+cli.add_command(jobs)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,6 +68,25 @@ def extract(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> in
         text += f"; {result.invalid_documents} documents failed and are kept as invalid rows"
     if result.nonfinite:
         text += f"; {result.nonfinite} values are not finite"
+    _answer(as_json, content, text)
+    return SUCCESS
+
+
+@cli.command()
+@click.argument("store", type=_STORE)
+@options_of(InterveneSpec)
+@_json_flag
+@_quiet_flag
+def intervene(store: Path, config: Path | None, as_json: bool, quiet: bool, **given: Any) -> int:
+    """Change one layer after the other and measure what that changes; the same command resumes."""
+    from .intervene import intervene as run
+
+    spec = InterveneSpec(**resolve(InterveneSpec, config, given))
+    result = run(store, spec, progress=_progress(quiet))
+    content = {**asdict(result), "path": str(result.path)}
+    text = f"{result.path}: {result.documents} documents, {result.splits} splits"
+    if result.splits_outside:
+        text += f" ({result.splits_outside} lie outside their document and are left out)"
     _answer(as_json, content, text)
     return SUCCESS
 

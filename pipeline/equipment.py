@@ -44,6 +44,8 @@ class WorkerSettings:
         Whether NaN and infinities are stored rather than refused.
     schedule
         ``resident``, ``staged`` or ``sweep``.
+    effects
+        The intervention sweep that is run; None for an extraction.
     memory, device_memory
         Bytes that a worker may hold in host memory, and on each of its devices; None: what the
         machine has to offer.
@@ -67,6 +69,7 @@ class WorkerSettings:
     on_error: str = "stop"
     allow_nonfinite: bool = False
     schedule: str = "resident"
+    effects: str | None = None
     memory: int | None = None
     device_memory: int | None = None
     tasks_at_once: int = 1

@@ -79,7 +79,12 @@ class LayerStack:
 
         Callbacks get the model's own tensors and must not write to them.
         """
-        return self._run(self._loader.families[0], batch, hidden, on_point, on_layer)
+        return self._run(self.family, batch, hidden, on_point, on_layer)
+
+    @property
+    def family(self) -> Family:
+        """Names the modules that are captured, and the order in which they add."""
+        return self._loader.families[0]
 
     def check_identity(self, batch: Batch, hidden: Tensor) -> Family:
         """Check h_{l+1} == h_l + a_l + m_l for these layers, bit for bit.

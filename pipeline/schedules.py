@@ -10,6 +10,7 @@ from depthscope.storage.tasks import Task
 
 from .equipment import WorkerSettings
 from .gang_worker import GangWorker
+from .layered_task import Effects, Extractions
 from .sweep import SweepWorker
 from .worker import Worker
 
@@ -35,6 +36,8 @@ def make_worker(settings: WorkerSettings) -> TaskWorker:
     RequestError
         The model cannot be loaded, or does not fit the budget.
     """
+    if settings.effects is not None:
+        return SweepWorker(settings, Effects(settings.effects))
     if settings.schedule == "sweep":
-        return SweepWorker(settings)
+        return SweepWorker(settings, Extractions())
     return GangWorker(settings) if settings.schedule == "staged" else Worker(settings)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from depthscope.storage.commits import Commit
@@ -27,8 +28,8 @@ from .description import ModelInfo
 from .equipment import Equipment, WorkerSettings
 from .layer_loader import LayerLoader
 from .layer_stack import LayerStack
+from .layered_task import Effects, Extractions, LayeredTask
 from .read_meter import ReadMeter
-from .task_sweep import TaskSweep, together
 
 #: How long a sweep waits for the next task of its share; the dispatcher sends them all at once.
 GATHER_SECONDS = 1.0
@@ -40,7 +41,10 @@ class SweepWorker:
     Parameters
     ----------
     settings
-        Where the store and the model are, the limits, and how many tasks run together.
+        Where the store and the model are, the limits, and how many tasks run together. In the
+        ``resident`` schedule layers stay in memory once they are read.
+    kind
+        Makes the tasks: an extraction's, or an intervention sweep's.
 
     Raises
     ------
@@ -48,8 +52,9 @@ class SweepWorker:
         The checkpoint is not whole, or does not fit its config.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        self.settings, self.clock = settings, Clock()
+    def __init__(self, settings: WorkerSettings, kind: Extractions | Effects) -> None:
+        self.settings, self.clock, self._kind = settings, Clock(), kind
+        self._kept: dict[int, nn.Module] = {}
         self._queue: queue.Queue[tuple[Task, Future[tuple[Commit, ...]]] | None] = queue.Queue()
         self._stopping = threading.Event()
         self._prefetch = ThreadPoolExecutor(1, "weights")
@@ -131,10 +136,10 @@ class SweepWorker:
         return [] if self._stopping.is_set() else tasks
 
     def _sweep(self, tasks: list[tuple[Task, Future[tuple[Commit, ...]]]]) -> None:
-        sweeps: list[TaskSweep] = []
+        sweeps: list[LayeredTask] = []
         for task, future in tasks:
             try:
-                sweeps.append(TaskSweep(self.equipment, self.frame, task, future))
+                sweeps.append(self._kind.open(self.equipment, self.frame, task, future))
             except Exception as error:
                 future.set_exception(error)
         try:
@@ -147,8 +152,8 @@ class SweepWorker:
             if not isinstance(error, Exception):
                 raise
 
-    def _embed(self, sweeps: list[TaskSweep]) -> None:
-        """Point 0 of every micro-batch; the embedding makes room before the layers come."""
+    def _embed(self, sweeps: list[LayeredTask]) -> None:
+        """Point 0 of every task; the embedding makes room before the layers come."""
         if not sweeps:
             return
         self.frame.load()
@@ -156,12 +161,11 @@ class SweepWorker:
             return  # Embedded batch by batch, when the first layer asks for it.
         try:
             for sweep in sweeps:
-                for number, batch in enumerate(sweep.batches):
-                    sweep.residual.put(number, self.frame.embed(batch))
+                sweep.embed(self.frame)
         finally:
             self.frame.release()
 
-    def _layers(self, sweeps: list[TaskSweep]) -> None:
+    def _layers(self, sweeps: list[LayeredTask]) -> None:
         layers = self.loader.layers
         first = min((sweep.point for sweep in sweeps), default=layers)
         if first == layers:
@@ -177,40 +181,70 @@ class SweepWorker:
             del block
 
     def _load_layer(self, layer: int) -> nn.Module:
+        if layer in self._kept:
+            return self._kept[layer]
         device = self.equipment.device
         if device.type != "cuda":
-            return self.loader.load_layer(layer, device)
-        # A stream of its own, so that the copy runs beside the layer that computes.
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
             block = self.loader.load_layer(layer, device)
-        stream.synchronize()
+        else:
+            # A stream of its own, so that the copy runs beside the layer that computes.
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(stream):
+                block = self.loader.load_layer(layer, device)
+            stream.synchronize()
+        if self.settings.schedule == "resident":
+            self._kept[layer] = block
         return block
 
-    def _guarded(self, sweep: TaskSweep, layer: int, block: nn.Module) -> None:
+    def _guarded(self, sweep: LayeredTask, layer: int, block: nn.Module) -> None:
         """One task's share of a layer; its failure is its own."""
-        stack = LayerStack(self.loader, self.frame, {layer: block}, self.equipment.device)
-
-        def run(
-            batch: Batch, hidden: Tensor, on_point: OnPoint | None, on_layer: OnLayer | None
-        ) -> Tensor:
-            if self._stopping.is_set():
-                raise Stopped("the worker is closing")
-            if layer not in self._checked:
-                stack.check_identity(batch, hidden)
-                self._checked.add(layer)
-            return stack.run(batch, hidden, on_point, on_layer)
-
+        stack = _CheckedStack(
+            self.loader, self.frame, {layer: block}, self.equipment.device, before=self._before_run
+        )
         try:
-            sweep.run_layer(layer, run)
+            sweep.run_layer(layer, stack)
         except Exception as error:
             sweep.fail(error)
 
-    def _finish(self, sweeps: list[TaskSweep]) -> None:
-        """The lens comes last: the unembedding takes the place of the layers."""
-        lens = self.equipment.lens_measure() if sweeps else None
+    def _before_run(self, stack: LayerStack, batch: Batch, hidden: Tensor) -> None:
+        if self._stopping.is_set():
+            raise Stopped("the worker is closing")
+        (layer,) = stack.blocks
+        if layer not in self._checked:
+            stack.check_identity(batch, hidden)
+            self._checked.add(layer)
+
+    def _finish(self, sweeps: list[LayeredTask]) -> None:
+        """What needs the head comes last: it takes the place of the layers."""
+        head = self._kind.head(self.equipment) if sweeps else None
         for sweep in sweeps:
             try:
-                sweep.finish(lens)
+                sweep.finish(head)
             except Exception as error:
                 sweep.fail(error)
+
+
+class _CheckedStack(LayerStack):
+    """A stack that looks before it runs: whether the worker closes, whether the layer is known."""
+
+    def __init__(
+        self, *arguments: Any, before: Callable[[LayerStack, Batch, Tensor], None]
+    ) -> None:
+        super().__init__(*arguments)
+        self._before = before
+
+    def run(
+        self,
+        batch: Batch,
+        hidden: Tensor,
+        on_point: OnPoint | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> Tensor:
+        """Take the stream of a batch through the layer."""
+        self._before(self, batch, hidden)
+        return super().run(batch, hidden, on_point, on_layer)
+
+
+def together(tasks: Sequence[LayeredTask], layer: int) -> list[LayeredTask]:
+    """Those that need this layer next and have not failed."""
+    return [task for task in tasks if task.point == layer and not task.done.done()]

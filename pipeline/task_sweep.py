@@ -9,7 +9,6 @@ hold the whole stream, the stream is carried as well, but no more often than eve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import torch
@@ -21,13 +20,11 @@ from .capture import OnLayer, OnPoint
 from .carried import CarriedFiles
 from .equipment import Equipment
 from .frame import Frame
+from .layer_stack import LayerStack
 from .lens import LensMeasure
 from .part import Part, TaskNumbers
 from .residual import EmbeddedResidual, HeldResidual, Residual, StoredResidual, StoredRows
 from .task_windows import task_windows
-
-#: Runs one layer over a micro-batch: its stream in and out, with calls for points and sublayers.
-RunLayer = Callable[[Batch, torch.Tensor, OnPoint | None, OnLayer | None], torch.Tensor]
 
 #: Seconds between two copies of a stream that the store does not hold.
 STREAM_SECONDS = 30.0
@@ -112,7 +109,12 @@ class TaskSweep:
             held.put(number, self.rows.assemble(self.point, number, carried).to(device))
         return held
 
-    def run_layer(self, layer: int, run: RunLayer) -> None:
+    def embed(self, frame: Frame) -> None:
+        """Point 0 of every micro-batch."""
+        for number, batch in enumerate(self.batches):
+            self.residual.put(number, frame.embed(batch))
+
+    def run_layer(self, layer: int, stack: LayerStack) -> None:
         """Take every micro-batch through a layer, and commit the point after it.
 
         The commit of the last layer waits for `finish`.
@@ -126,7 +128,7 @@ class TaskSweep:
             for window in self.windows:
                 part.open(window)
                 for batch in window.batches:
-                    out = self._run_batch(part, layer, number, batch, run)
+                    out = self._run_batch(part, layer, number, batch, stack)
                     if keeps:
                         stream[str(number)] = self.rows.keep(layer + 1, number, out)
                     if self.numbers.lens is not None:
@@ -148,7 +150,7 @@ class TaskSweep:
             self._settle_stored()
 
     def _run_batch(
-        self, part: Part, layer: int, number: int, batch: Batch, run: RunLayer
+        self, part: Part, layer: int, number: int, batch: Batch, stack: LayerStack
     ) -> torch.Tensor:
         hidden = self.residual.get(number)
         result: list[torch.Tensor] = []
@@ -156,7 +158,7 @@ class TaskSweep:
         def layers(on_point: OnPoint | None, on_layer: OnLayer | None) -> None:
             if layer == 0 and on_point is not None:
                 on_point(0, hidden)
-            result[:] = [run(batch, hidden, on_point, on_layer)]
+            result[:] = [stack.run(batch, hidden, on_point, on_layer)]
 
         part.run(batch, layers)
         return result[0]
@@ -230,8 +232,3 @@ class TaskSweep:
             self._last.abort()
         if not self.done.done():
             self.done.set_exception(error)
-
-
-def together(tasks: Sequence[TaskSweep], layer: int) -> list[TaskSweep]:
-    """Those that need this layer next and have not failed."""
-    return [task for task in tasks if task.point == layer and not task.done.done()]

@@ -1,0 +1,257 @@
+"""`depthscope intervene`: lay a sweep of interventions out, run its open tasks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import torch
+from depthscope.pipeline.costs import ModelCosts, model_costs
+from depthscope.pipeline.description import describe_model, load_config
+from depthscope.pipeline.equipment import WorkerSettings
+from depthscope.storage.commits import CommitLog
+from depthscope.storage.effects import EffectsRecord, effects_log, lay_out_effects
+from depthscope.storage.errors import RequestError, WorkFailed
+from depthscope.storage.layout import StorePaths
+from depthscope.storage.run_record import RunRecord, differences
+
+from .corpus_means import check_sublayers, save_means
+from .dispatch import Dispatcher, Pool
+from .effects_plan import Budget, describe, plan_effects
+from .intervene_spec import InterveneSpec
+from .lock import driver_lock
+from .progress import Progress, Silent
+from .schedule import SHARE
+from .stopping import stop_on_signals
+
+PoolFactory = Callable[[WorkerSettings, InterveneSpec], Pool]
+
+
+@dataclass(frozen=True)
+class Intervened:
+    """What a sweep did.
+
+    Attributes
+    ----------
+    path
+        The effects' Zarr group.
+    documents, splits, splits_outside
+        How many were measured, and splits that lie outside their document.
+    tasks, committed
+        Tasks of the sweep, and those that this run committed.
+    """
+
+    path: Path
+    documents: int
+    splits: int
+    splits_outside: int
+    tasks: int
+    committed: int
+
+
+def intervene(
+    root: Path,
+    spec: InterveneSpec,
+    *,
+    progress: Progress | None = None,
+    pool: PoolFactory | None = None,
+) -> Intervened:
+    """Run a sweep of interventions, or what is left of it.
+
+    Raises
+    ------
+    RequestError
+        The request is wrong, or another sweep has that name; nothing is written.
+    WorkFailed
+        Tasks failed for good; the others are committed.
+    Stopped
+        A signal ended the run; the same command resumes it.
+    """
+    progress = progress or Silent()
+    run = RunRecord.load(root)
+    folder = Path(str(run.model["folder"]))
+    costs = _model_costs(run, folder, spec)
+    schedule = _schedule(spec, costs)
+    budget = Budget(_memory(spec), _weights(costs, schedule))
+    planned = plan_effects(root, spec, run, costs, budget)
+    _check_sources(root, spec, run)
+    with driver_lock(root), stop_on_signals() as stop:
+        CommitLog(root).drop_partial()
+        record = _settled(root, planned, spec)
+        done = set(effects_log(root, record.name).complete_tasks(record.layers))
+        committed = 0
+        if len(done) < record.tasks:
+            settings = _settings(root, folder, spec, record, schedule, budget, costs)
+            committed = _run(record, settings, spec, done, progress, stop, pool or make_pool)
+    return Intervened(
+        StorePaths(root).effects(record.name), **describe(record), committed=committed
+    )
+
+
+def _run(
+    record: EffectsRecord,
+    settings: WorkerSettings,
+    spec: InterveneSpec,
+    done: set[int],
+    progress: Progress,
+    stop: Callable[[], str | None],
+    pool: PoolFactory,
+) -> int:
+    progress.start(len(record.documents), 0)
+    workers = pool(settings, spec)
+    try:
+        outcome = Dispatcher(
+            workers,
+            (record.task(index).plain for index in range(record.tasks) if index not in done),
+            retries=spec.retries,
+            on_commit=lambda commit: None,
+            on_tick=progress.tick,
+            on_warning=progress.message,
+            on_failure=lambda task, number, error: None,
+            stop=stop,
+        ).run()
+    finally:
+        workers.close()
+        progress.close()
+    if outcome.failed:
+        errors = list(dict.fromkeys(outcome.failed.values()))
+        raise WorkFailed(
+            f"{len(outcome.failed)} of {record.tasks} tasks failed, the others are committed: "
+            + " | ".join(errors[:5])
+        )
+    return outcome.committed
+
+
+def make_pool(settings: WorkerSettings, spec: InterveneSpec) -> Pool:
+    """The workers of the engine that the request names."""
+    if spec.engine == "process":
+        from .process_pool import ProcessPool
+
+        return ProcessPool(settings)
+    from .ray_pool import RayPool
+
+    workers = spec.workers or 1
+    gpus = spec.gpus_per_worker
+    if gpus is None:
+        gpus = torch.cuda.device_count() / workers
+    return RayPool(settings, workers, spec.address, gpus)
+
+
+def _model_costs(run: RunRecord, folder: Path, spec: InterveneSpec) -> ModelCosts:
+    if not (folder / "config.json").exists():
+        raise RequestError(
+            f"the model's folder {folder} is gone: put it back, or extract again with --model"
+        )
+    found = describe_model(
+        folder,
+        str(run.model["dtype"]),
+        str(run.model["attention"]),
+        trust_remote_code=spec.trust_remote_code,
+    )
+    if found.weights_digest != run.model["weights_digest"]:
+        raise RequestError(f"the weights in {folder} are not those that the store was made with")
+    config = load_config(folder, spec.trust_remote_code)
+    return model_costs(config, found.dtype, attention=found.attention)
+
+
+def _schedule(spec: InterveneSpec, costs: ModelCosts) -> str:
+    if spec.schedule != "auto":
+        return spec.schedule
+    return "resident" if 2 * costs.body_bytes < _memory(spec) else "sweep"
+
+
+def _memory(spec: InterveneSpec) -> int:
+    if torch.cuda.is_available():
+        if spec.device_memory is not None:
+            return int(spec.device_memory)
+        return int(0.9 * torch.cuda.mem_get_info()[0])
+    if spec.memory is not None:
+        return int(spec.memory)
+    return int(SHARE * psutil.virtual_memory().available / (spec.workers or 1))
+
+
+def _weights(costs: ModelCosts, schedule: str) -> int:
+    if schedule == "resident":
+        return costs.body_bytes
+    sizes = costs.layer_bytes
+    return max((a + b for a, b in pairwise(sizes)), default=sum(sizes))
+
+
+def _check_sources(root: Path, spec: InterveneSpec, run: RunRecord) -> None:
+    """Means and patches are read from stores that have what sublayers add."""
+    if spec.what == "mean":
+        check_sublayers(root, run, "--what mean")
+    if spec.what == "patch":
+        other = spec.patch_from or root
+        record = RunRecord.load(other)
+        check_sublayers(other, record, "--what patch")
+        if record.model["hidden"] != run.model["hidden"]:
+            raise RequestError(
+                f"--patch-from {other}: its model has hidden size {record.model['hidden']}, this "
+                f"one {run.model['hidden']}: patch from a model of the same size"
+            )
+        if spec.patch_document is None and record.documents != run.documents:
+            raise RequestError(
+                f"--patch-from {other} has {record.documents} documents, this store "
+                f"{run.documents}: give --patch-document, or a store of the same corpus"
+            )
+        if spec.patch_document is not None and not 0 <= spec.patch_document < record.documents:
+            raise RequestError(
+                f"--patch-document {spec.patch_document}: {other} has documents 0 to "
+                f"{record.documents - 1}"
+            )
+
+
+def _settled(root: Path, planned: EffectsRecord, spec: InterveneSpec) -> EffectsRecord:
+    """The sweep that exists under that name, if it is this one; else the new one, laid out."""
+    path = EffectsRecord.path(root, planned.name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if spec.what == "mean":
+            save_means(
+                root, StorePaths(root).effects(planned.name).with_suffix(".means.safetensors")
+            )
+        lay_out_effects(root, planned)
+        planned.save(root)
+        return planned
+    existing = EffectsRecord.load(root, planned.name)
+    if differing := differences(existing.identity_fields, planned.identity_fields):
+        raise RequestError(
+            f"effects {planned.name!r} are another sweep; different are: {'; '.join(differing)}. "
+            "Choose another --name, or give the same values"
+        )
+    return existing
+
+
+def _settings(
+    root: Path,
+    folder: Path,
+    spec: InterveneSpec,
+    record: EffectsRecord,
+    schedule: str,
+    budget: Budget,
+    costs: ModelCosts,
+) -> WorkerSettings:
+    threads = spec.threads or max(1, (os.cpu_count() or 1) // (spec.workers or 1))
+    at_once = 1
+    if schedule == "sweep":
+        longest = max(len(record.split_positions[0]), 1)
+        lines = (longest + 1) * len(record.parts) * record.layers * record.documents_per_task
+        rows = int(record.identity_fields["batch_tokens"])
+        per_task = 2 * max(lines, 1) * costs.point_bytes() * rows // max(lines, 1)
+        at_once = max(1, (budget.memory - budget.weights) // max(1, 2 * per_task))
+    return WorkerSettings(
+        root=Path(os.path.abspath(root)),
+        folder=Path(os.path.abspath(folder)),
+        threads=threads,
+        schedule=schedule,
+        effects=record.name,
+        memory=spec.memory,
+        device_memory=spec.device_memory,
+        tasks_at_once=min(int(at_once), record.tasks),
+        trust_remote_code=spec.trust_remote_code,
+    )

@@ -1,0 +1,138 @@
+"""What the branches of one task changed: reduced over positions on the worker, since no stored
+activation can yield it later. Source: Csordás et al. 2025, section 4 (relative change of what a
+layer adds; methods.md 1.3), denominators of at least 1e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from depthscope.storage.effects import EFFECTS, NOISE, OUTPUTS, EffectsRecord, EffectsTask
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .interventions import Branch
+from .placed_head import PlacedHead
+from .statistics import SMALLEST_NORM
+
+
+class EffectTable:
+    """Effects of a task's branches, float32, NaN where nothing was measured.
+
+    Parameters
+    ----------
+    record, task
+        The sweep, and which of its documents and sources.
+    """
+
+    def __init__(self, record: EffectsRecord, task: EffectsTask) -> None:
+        documents = task.rows[1] - task.rows[0]
+        sources = task.sources[1] - task.sources[0]
+        labels = (len(record.scopes), len(record.kinds), len(record.parts))
+        shape = (*labels, documents, record.splits, sources, record.layers)
+        self.arrays = {name: np.full(shape, np.nan, np.float32) for name in EFFECTS}
+        self.arrays |= {name: np.full(shape[:-1], np.nan, np.float32) for name in OUTPUTS}
+        sizes = {"block": 1, "document": documents, "target": record.layers}
+        for name, axes in NOISE.items():
+            self.arrays[name] = np.full([sizes[axis] for axis in axes], np.nan, np.float32)
+        self._first_source = task.sources[0]
+
+    def _place(self, branch: Branch) -> tuple[int, ...]:
+        scope, kind, part, split, source = branch.where
+        return scope, kind, part, branch.document, split, source - self._first_source
+
+    def effects(
+        self, layer: int, base: Tensor, changed: Tensor, branches: Sequence[Branch]
+    ) -> None:
+        """Note how far what a layer adds was changed.
+
+        Parameters
+        ----------
+        base, changed
+            float32 (n, width, d): what the layer adds in the baseline, and in each branch.
+        """
+        ratio = relative_change(base, changed)
+        largest, mean = over_positions(ratio, [branch.measures for branch in branches])
+        for branch, most, average in zip(branches, largest, mean, strict=True):
+            place = (*self._place(branch), layer)
+            self.arrays["effect_max"][place] = most
+            self.arrays["effect_mean"][place] = average
+
+    def noise(self, layer: int, document: int, ratio: Tensor) -> None:
+        """Note what a no-op changed, (width,)."""
+        place = (0, document, layer)
+        most = float(ratio.max())
+        self.arrays["noise_effect_max"][place] = np.fmax(
+            self.arrays["noise_effect_max"][place], most
+        )
+
+    def output_noise(self, document: int, distance: Tensor) -> None:
+        """Note what a no-op changed of the output's probabilities, (positions,)."""
+        place, most = (0, document), float(distance.max())
+        self.arrays["noise_output_l2_max"][place] = np.fmax(
+            self.arrays["noise_output_l2_max"][place], most
+        )
+
+    def outputs(self, branch: Branch, distance: Tensor, divergence: Tensor) -> None:
+        """Note L2 of probabilities and KL at the branch's measured positions, (positions,)."""
+        place = self._place(branch)
+        self.arrays["output_l2_max"][place] = float(distance.max())
+        self.arrays["output_l2_mean"][place] = float(distance.mean())
+        self.arrays["output_kl_mean"][place] = float(divergence.mean())
+
+    def named(self) -> Mapping[str, NDArray[np.float32]]:
+        """The arrays by name."""
+        return self.arrays
+
+
+def relative_change(base: Tensor, changed: Tensor) -> Tensor:
+    """‖c − c'‖ / max(‖c‖, 1e-6) at every position; (…, width, d) float32 → (…, width)."""
+    norms: Tensor = torch.linalg.vector_norm(base, dim=-1).clamp_min(SMALLEST_NORM)
+    change: Tensor = torch.linalg.vector_norm(base - changed, dim=-1)
+    return change / norms
+
+
+def over_positions(ratio: Tensor, measures: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+    """Largest and mean value of every line (n, width) over its measured positions."""
+    masks = torch.stack([mask.to(ratio.device) for mask in measures])
+    counts = masks.sum(1)
+    largest = ratio.masked_fill(~masks, -torch.inf).amax(1)
+    mean = ratio.masked_fill(~masks, 0.0).sum(1, dtype=torch.float64) / counts
+    return largest.cpu().tolist(), mean.cpu().tolist()
+
+
+def compare_outputs(
+    head: PlacedHead, base: Tensor, lines: Tensor, budget_bytes: int
+) -> tuple[Tensor, Tensor]:
+    """How far the next-token distributions of lines are from the baseline's.
+
+    Parameters
+    ----------
+    base
+        (positions, d), the baseline's stream at point L.
+    lines
+        (n, positions, d), the branches'.
+    budget_bytes
+        Largest total size of arrays of positions × vocabulary.
+
+    Returns
+    -------
+    tuple of Tensor
+        (n, positions) float32 each: ‖p − p'‖₂ and KL(p ‖ p') in nats.
+    """
+    n, positions = lines.shape[:2]
+    distance = torch.empty((n, positions))
+    divergence = torch.empty((n, positions))
+    # The baseline's logarithms and probabilities, a line's two, and their difference.
+    step = max(1, budget_bytes // (5 * 4 * head.vocabulary))
+    for first in range(0, positions, step):
+        part = slice(first, min(first + step, positions))
+        log_p = head.logits(base[part]).log_softmax(-1)
+        p = log_p.exp()
+        for number in range(n):
+            log_q = head.logits(lines[number, part]).log_softmax(-1)
+            divergence[number, part] = (p * (log_p - log_q)).sum(-1).clamp_min(0.0).cpu()
+            distance[number, part] = torch.linalg.vector_norm(p - log_q.exp(), dim=-1).cpu()
+    return distance, divergence
