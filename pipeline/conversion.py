@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from depthscope.storage.errors import RequestError, WorkFailed
@@ -27,6 +27,19 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from .description import quiet
 from .weight_reader import LazyTensor, ShapeOnly, WeightReader
+
+Rows = slice
+"""Which rows of a stored tensor, along its first axis, are read."""
+ALL = slice(None)
+
+
+class Source(NamedTuple):
+    """What a tensor of the checkpoint becomes."""
+
+    target: str
+    """The tensor of the model that is made of it (the first, where there are several)."""
+    pattern: str | None
+    """Which input of a conversion it is; None where it is taken as it is."""
 
 
 class Conversion:
@@ -44,8 +57,8 @@ class Conversion:
     Attributes
     ----------
     sources
-        By the checkpoint's name of a tensor: the name, in the model, of (the first of) what is made
-        of it. Tensors that the model does not have are left out.
+        By the checkpoint's name of a tensor, in the order in which transformers takes them; those
+        that the model has no use for are left out.
     """
 
     def __init__(self, model: Any, reader: WeightReader, dtype: torch.dtype) -> None:
@@ -55,19 +68,23 @@ class Conversion:
         self._may_lack = model._keys_to_ignore_on_load_missing or ()
         self.sources = self._sources(model)
 
-    def _sources(self, model: Any) -> dict[str, str]:
+    def _sources(self, model: Any) -> dict[str, Source]:
         mapping = copy.deepcopy(self._mapping)
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         prefix, wanted = model.base_model_prefix, model.state_dict()
         found = {}
         for name in sorted(self._reader.tensors, key=dot_natural_key):
-            target = rename_source_key(name, renamings, converters, prefix, wanted)[0]
-            if target not in wanted and name in wanted:
-                target = rename_source_key(name, [], [], prefix, wanted)[0]
-            if target in wanted:
-                found[name] = target
+            source = Source(*rename_source_key(name, renamings, converters, prefix, wanted))
+            if source.target not in wanted and name in wanted:
+                source = Source(*rename_source_key(name, [], [], prefix, wanted))
+            if source.target in wanted:
+                found[name] = source
         return found
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape in which a tensor of the checkpoint is stored."""
+        return self._reader.tensors[name].shape
 
     def check(self, part: Any, names: Iterable[str]) -> set[str]:
         """Try names, shapes and dtypes of a part without reading it.
@@ -109,8 +126,8 @@ class Conversion:
     def _may(self, name: str) -> bool:
         return any(re.search(pattern, name) for pattern in self._may_lack)
 
-    def load(self, part: Any, names: Iterable[str], device: torch.device) -> None:
-        """Read these tensors and put what is made of them into the part, on a device.
+    def load(self, part: Any, names: Mapping[str, Rows], device: torch.device) -> None:
+        """Read (rows of) these tensors and put what is made of them into the part, on a device.
 
         On a GPU the copies run in the calling thread's current stream, and are done on return.
 
@@ -120,7 +137,7 @@ class Conversion:
             A file can no longer be read, or no longer fits.
         """
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-        state = {name: LazyTensor(self._reader, name, stream) for name in names}
+        state = {name: LazyTensor(self._reader, name, rows, stream) for name, rows in names.items()}
         with torch.inference_mode(False):
             found = self._convert(part, state, device)
         wrong = [name for name, *_ in found.mismatched_keys] + list(found.conversion_errors)

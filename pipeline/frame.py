@@ -80,6 +80,10 @@ class Frame:
     ----------
     config
         The model's config, the same object that its loader's layers have.
+    layers
+        L.
+    model
+        The model with stubs in place of its layers.
     """
 
     def __init__(

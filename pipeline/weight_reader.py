@@ -7,6 +7,7 @@ piece, so that no second copy of it ever exists. Cost: one read of its bytes.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ import torch
 from depthscope.storage.errors import RequestError, WorkFailed
 from torch import Tensor
 
-from .checkpoint import StoredTensor, stored_tensors
+from .checkpoint import stored_tensors
 
 _PIECE = {"cpu": 4 << 20, "cuda": 16 << 20}
 _READ = 256 << 20
@@ -82,53 +83,62 @@ class WeightReader:
                 "bfloat16, float16 or float32"
             )
         dtype = _DTYPES[stored.dtype]
-        numbers = 1
-        for length in stored.shape:
-            numbers *= length
-        if numbers * dtype.itemsize != stored.bytes:
+        size = math.prod(stored.shape) * dtype.itemsize
+        if size != stored.bytes:
             raise RequestError(
                 f"{stored.file}: tensor {name} has {stored.bytes} bytes where its shape says "
-                f"{numbers * dtype.itemsize}; fetch the model again"
+                f"{size}; fetch the model again"
             )
         return dtype
 
-    def read(self, name: str, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor in a dtype (None: as it is stored), on a device.
+    def read(
+        self,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        rows: slice = slice(None),
+    ) -> Tensor:
+        """A tensor (or some rows of it) in a dtype (None: as it is stored), on a device.
 
         Raises
         ------
         WorkFailed
             The file can no longer be read to the end.
         """
-        stored = self.tensors[name]
-        dtype = dtype or self.dtype(name)
-        if device.type == "cpu" and dtype == self.dtype(name):
-            target = _aligned_as_stored(stored, dtype)
+        stored, wanted = self.tensors[name], dtype or self.dtype(name)
+        first, last, _ = rows.indices(stored.shape[0] if stored.shape else 1)
+        shape = (last - first, *stored.shape[1:]) if stored.shape else ()
+        if device.type == "cpu" and wanted == self.dtype(name):
+            target = _empty(shape, wanted, self._start(name, first))
         else:
-            target = torch.empty(stored.shape, dtype=dtype, device=device)
-        self.read_rows(name, target, 0, stored.shape[0] if stored.shape else 1)
+            target = torch.empty(shape, dtype=wanted, device=device)
+        self.read_rows(name, target, first)
         return target
 
-    def read_rows(self, name: str, target: Tensor, first: int, last: int) -> None:
-        """Read [first, last) along the first axis into ``target``, cast to its dtype.
+    def _start(self, name: str, row: int) -> int:
+        """Where a row of a tensor begins in its file."""
+        stored = self.tensors[name]
+        return stored.start + (row * (stored.bytes // stored.shape[0]) if row else 0)
+
+    def read_rows(self, name: str, target: Tensor, first: int) -> None:
+        """Fill ``target`` with as many rows as it has, from row ``first``, cast to its dtype.
 
         Parameters
         ----------
         target
-            Contiguous, with last - first rows (for a scalar: itself).
+            Contiguous.
 
         Raises
         ------
         WorkFailed
             The file can no longer be read to the end.
         """
-        stored, dtype = self.tensors[name], self.dtype(name)
-        row = stored.bytes // (stored.shape[0] if stored.shape else 1) if stored.bytes else 0
-        start, flat = stored.start + first * row, target.view(-1)
+        file, dtype = self.tensors[name].file, self.dtype(name)
+        start, flat = self._start(name, first), target.view(-1)
         if target.device.type == "cpu" and target.dtype == dtype:
-            self._fill(stored.file, start, flat)
+            self._fill(file, start, flat)
         else:
-            self._stage(stored.file, start, flat, dtype)
+            self._stage(file, start, flat, dtype)
 
     def _stage(self, file: Path, start: int, flat: Tensor, dtype: torch.dtype) -> None:
         """Read piece by piece through staging memory; two buffers where the copy is a GPU's."""
@@ -173,24 +183,25 @@ class WeightReader:
             self._bytes_read += done
 
 
-def _aligned_as_stored(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
-    """Memory whose address and place in the file leave the same rest by `_ALIGNMENT`.
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, place: int) -> Tensor:
+    """Memory whose address leaves the same rest by `_ALIGNMENT` as a place in a file.
 
     Where the whole model is loaded, weights that need no cast are a map of the file, and matrix
     products on a CPU can round differently for another alignment.
     """
-    memory = torch.empty(stored.bytes + _ALIGNMENT, dtype=torch.uint8)
-    start = (stored.start - memory.data_ptr()) % _ALIGNMENT
+    size = math.prod(shape) * dtype.itemsize
+    memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
+    start = (place - memory.data_ptr()) % _ALIGNMENT
     if start % dtype.itemsize:
         start = 0
-    return memory[start : start + stored.bytes].view(dtype).view(stored.shape)
+    return memory[start : start + size].view(dtype).view(shape)
 
 
 class LazyTensor:
     """A tensor as transformers' loader takes it: read when its device and dtype are known."""
 
-    def __init__(self, reader: WeightReader, name: str, stream: Any = None) -> None:
-        self._reader, self._name, self._stream = reader, name, stream
+    def __init__(self, reader: WeightReader, name: str, rows: slice, stream: Any) -> None:
+        self._reader, self._name, self._rows, self._stream = reader, name, rows, stream
 
     def __getitem__(self, everything: Any) -> LazyTensor:
         return self
@@ -198,7 +209,7 @@ class LazyTensor:
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:
         """Read it; on a GPU, in the stream of the thread that asked for the layer."""
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            return self._reader.read(self._name, torch.device(device or "cpu"), dtype)
+            return self._reader.read(self._name, torch.device(device or "cpu"), dtype, self._rows)
 
 
 class ShapeOnly:

@@ -49,9 +49,11 @@ def test_some_rows(folder: Path) -> None:
     whole = load_file(folder / "model.safetensors")["bfloat16"]
     for dtype in (torch.bfloat16, torch.float32):
         rows = torch.empty(5, 7, dtype=dtype)
-        reader.read_rows("bfloat16", rows, 40, 45)
+        reader.read_rows("bfloat16", rows, 40)
         assert torch.equal(rows, whole[40:45].to(dtype))
-    assert reader.bytes_read == 2 * 5 * 7 * 2
+        read = reader.read("bfloat16", CPU, dtype, slice(40, 45))
+        assert torch.equal(read, rows)
+    assert reader.bytes_read == 4 * 5 * 7 * 2
 
 
 def test_reads_that_come_back_short_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
