@@ -9,6 +9,7 @@ that hangs holds nothing up and harms nothing. Time per task does not depend on 
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections import deque
@@ -26,6 +27,9 @@ from depthscope.storage.tasks import Task
 IN_FLIGHT = 2
 #: Seconds between looks at progress and signals.
 TICK = 0.5
+#: Seconds that running tasks have to commit in when the run is asked to stop, unless this variable
+#: of the environment says otherwise: whoever sends the signal knows how much time there is.
+STOPPING, STOP_SECONDS = 20.0, "DEPTHSCOPE_STOP_SECONDS"
 #: A task is a straggler beyond this many times the usual time, and this many seconds.
 STRAGGLER_TIMES, STRAGGLER_SECONDS = 4.0, 20.0
 
@@ -218,7 +222,7 @@ class Dispatcher:
             self.outcome.failed[index] = f"{item.task.name}: {text}"
 
     def _drain(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + float(os.environ.get(STOP_SECONDS, STOPPING))
         self.queue.clear()
         while self._open() and time.monotonic() < deadline:
             self._collect(TICK)

@@ -16,12 +16,18 @@ from pydantic.fields import FieldInfo
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def options_of(model: type[BaseModel]) -> Callable[[Command], Command]:
-    """Add one option per field of the model, and ``--config`` for a YAML file of them."""
+def options_of(model: type[BaseModel], *, config: bool = True) -> Callable[[Command], Command]:
+    """Add one option per field of the model, and ``--config`` for a YAML file of them.
+
+    The function gets the model as its attribute ``model``, for whoever checks a command unrun.
+    """
 
     def decorate(command: Command) -> Command:
         for name, field in reversed(model.model_fields.items()):
             command = _option(name, field)(command)
+        if not config:
+            return command
+        vars(command)["model"] = model
         return click.option(
             "--config", type=click.Path(path_type=Path), help="YAML file with any of these options."
         )(command)

@@ -1,0 +1,1 @@
+"""Wrappers for Slurm, Kubernetes and containers: text, which `depthscope submit` fills in."""

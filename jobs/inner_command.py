@@ -1,0 +1,112 @@
+"""The command that a job runs: checked here and now, and told about the cluster it will find."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from depthscope.storage.errors import RequestError
+from pydantic import BaseModel
+
+from .options import resolve
+from .submit_spec import SubmitSpec
+
+#: Commands that make or run jobs themselves.
+NOT_IN_A_JOB = ("submit", "jobs", "demo")
+#: The address by which Ray means the cluster that a job runs on.
+CLUSTER = "auto"
+
+
+@dataclass(frozen=True)
+class InnerCommand:
+    """A command of depthscope that was parsed, but not run.
+
+    Attributes
+    ----------
+    arguments
+        Its words, the name first.
+    on_ray
+        Whether it runs its work on a Ray cluster.
+    store
+        The store whose commits show its progress; None where it has none.
+    """
+
+    arguments: tuple[str, ...]
+    on_ray: bool
+    store: Path | None
+
+    @property
+    def name(self) -> str:
+        """Name of the command."""
+        return self.arguments[0]
+
+
+def inner_command(
+    cli: click.Group, arguments: tuple[str, ...], spec: SubmitSpec, more: str = ""
+) -> InnerCommand:
+    """Parse a command as it would be parsed where it runs.
+
+    Parameters
+    ----------
+    cli
+        The group of commands.
+    arguments
+        Name and words of the command.
+    more
+        Further words, one line of a job array.
+
+    Raises
+    ------
+    RequestError
+        There is no such command, or it would refuse these words.
+    """
+    if not arguments:
+        raise RequestError("submit needs a command, such as: submit --slurm extract --model …")
+    name, *words = (*arguments, *shlex.split(more))
+    command = cli.commands.get(name)
+    if command is None or name in NOT_IN_A_JOB:
+        raise RequestError(f"submit cannot run {name}: see depthscope --help for the commands")
+    try:
+        context = command.make_context(name, list(words))
+    except click.ClickException as error:
+        raise RequestError(f"{name}: {error.format_message()}") from None
+    values = _values(command, context.params)
+    on_ray = "address" in context.params and values.get("engine") != "process"
+    if on_ray:
+        words += _for_the_cluster(values, spec)
+    store = values.get("out") or values.get("store") if name != "report" else None
+    return InnerCommand((name, *words), on_ray, Path(store) if store else None)
+
+
+def _values(command: click.Command, given: dict[str, Any]) -> dict[str, Any]:
+    """Options with those of a configuration file; checked as a whole where they have a model."""
+    model: type[BaseModel] | None = getattr(command.callback, "model", None)
+    if model is None:
+        return given
+    config = given.get("config")
+    fields = {k: v for k, v in given.items() if k in model.model_fields}
+    return model(**resolve(model, config, fields)).model_dump()
+
+
+def _for_the_cluster(values: dict[str, Any], spec: SubmitSpec) -> list[str]:
+    """Options that the command gets unless it has them: one worker a node, all of the node."""
+    if values.get("address") == CLUSTER:
+        # Submitted a second time, from inside a batch job.
+        return []
+    if values.get("address") is not None:
+        raise RequestError("--address: a submitted command finds its cluster by itself")
+    words = ["--address", CLUSTER]
+    if spec.ray is not None and spec.nodes == 1:
+        return words
+    if values.get("schedule") != "staged" and values.get("workers") is None:
+        words += ["--workers", str(spec.nodes)]
+    if values.get("threads") is None and spec.cpus_per_node is not None:
+        workers = values.get("workers") or spec.nodes
+        words += ["--threads", str(max(1, spec.cpus_per_node * spec.nodes // workers))]
+    if values.get("gpus_per_worker") is None and "gpus_per_worker" in values:
+        workers = values.get("workers") or spec.nodes
+        words += ["--gpus-per-worker", f"{spec.gpus * spec.nodes / workers:g}"]
+    return words
