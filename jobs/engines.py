@@ -20,10 +20,20 @@ def check_engine(spec: ExtractSpec) -> None:
     Raises
     ------
     RequestError
-        The in-process engine is asked for several workers or a cluster.
+        The in-process engine is asked for several workers or a cluster, another schedule than
+        staged for stages, or this machine for GPUs that it does not have.
     """
     if spec.engine == "process" and (spec.address or (spec.workers or 1) > 1):
         raise RequestError("--engine process has one worker: use --engine ray for more")
+    if spec.stages is not None and spec.schedule in ("resident", "sweep"):
+        raise RequestError(f"--stages is for --schedule staged, not for {spec.schedule}")
+    if spec.gpus_per_worker and not spec.address:
+        wanted = spec.gpus_per_worker * (spec.workers or 1) * (spec.stages or 1)
+        if wanted > (count := _device_count()):
+            raise RequestError(
+                f"--gpus-per-worker {spec.gpus_per_worker:g} takes {wanted:g} GPUs in all, and "
+                f"this machine has {count}: give fewer, or the --address of a cluster"
+            )
 
 
 def make_pool(settings: WorkerSettings, spec: ExtractSpec) -> Pool:
@@ -32,6 +42,10 @@ def make_pool(settings: WorkerSettings, spec: ExtractSpec) -> Pool:
         from .process_pool import ProcessPool
 
         return ProcessPool(settings)
+    if settings.schedule == "staged":
+        from .ray_gang_pool import RayGangPool
+
+        return RayGangPool(settings, spec)
     from .ray_pool import RayPool
 
     return RayPool(settings, spec.workers or 1, spec.address, _gpus(spec))
@@ -40,6 +54,10 @@ def make_pool(settings: WorkerSettings, spec: ExtractSpec) -> Pool:
 def _gpus(spec: ExtractSpec) -> float:
     if spec.gpus_per_worker is not None:
         return spec.gpus_per_worker
+    return _device_count() / (spec.workers or 1)
+
+
+def _device_count() -> int:
     import torch
 
-    return torch.cuda.device_count() / (spec.workers or 1)
+    return torch.cuda.device_count()

@@ -1,18 +1,13 @@
-"""The Ray engine: workers are actors; the only module that knows Ray.
+"""The Ray engine: workers are actors.
 
 Every actor loads the model once. It may be restarted by Ray a bounded number of times; the task it
-held then goes back to the queue. A cluster of the command's own listens on loopback only, uses a
-bounded object store, and ends with the command.
+held then goes back to the queue.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import ray
@@ -22,48 +17,29 @@ from depthscope.storage.commits import Commit
 from depthscope.storage.errors import RequestError
 from depthscope.storage.tasks import Task
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
-from ray.util.metrics import Counter as RayCounter
 
 from .dispatch import Attempt, WorkerLost, in_flight
-from .environment import SETTINGS
-
-#: Bytes of the object store of a local cluster: results are small, so the least that Ray allows.
-OBJECT_STORE = 100 << 20
-#: How often Ray restarts an actor that died.
-RESTARTS = 8
+from .ray_cluster import RESTARTS, actor_environment, await_node, connect, patience, reason
+from .ray_progress import ActorProgress, Answer, WorkerMetrics
 
 
 class WorkerActor:
     """A worker behind Ray: the same code, with counters exported through Ray's metrics."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._worker = make_worker(settings)
-        self._rows = RayCounter("depthscope_rows", description="rows run through the model")
-        self._seconds = RayCounter(
-            "depthscope_seconds", description="seconds by kind of work", tag_keys=("kind",)
-        )
-        self._counted: Counter[str] = Counter()
+        node = ray.get_runtime_context().get_node_id()
+        self._worker = make_worker(replace(settings, node=node))
+        self._metrics = WorkerMetrics()
 
     def run(self, task: Task) -> tuple[Commit, ...]:
         """Turn a task into committed data."""
         commits = self._worker.run(task)
-        self._export()
+        self.progress()
         return commits
 
-    def progress(self) -> tuple[int, int, Mapping[str, float]]:
+    def progress(self) -> Answer:
         """Process id, rows through the model, seconds by kind of work."""
-        rows, seconds = self._worker.progress()
-        return os.getpid(), rows, seconds
-
-    def _export(self) -> None:
-        rows, seconds = self._worker.progress()
-        if (new := rows - self._counted["rows"]) > 0:
-            self._rows.inc(new)
-            self._counted["rows"] = rows
-        for kind, value in seconds.items():
-            if (new_seconds := value - self._counted[kind]) > 0:
-                self._seconds.inc(new_seconds, tags={"kind": kind})
-                self._counted[kind] = value  # type: ignore[assignment]
+        return self._metrics.export(*self._worker.progress())
 
 
 @dataclass(eq=False)
@@ -86,7 +62,7 @@ class RayAttempt:
             return cast("tuple[Commit, ...]", ray.get(self.reference))
         except RayActorError as error:
             self.down(self.worker)
-            raise WorkerLost(f"worker {self.worker} died: {_reason(error)}") from error
+            raise WorkerLost(f"worker {self.worker} died: {reason(error)}") from error
         except RayTaskError as error:
             raise (error.cause or error) from None
 
@@ -115,24 +91,25 @@ class RayPool:
         self, settings: WorkerSettings, workers: int, address: str | None, gpus: float
     ) -> None:
         self.in_flight = in_flight(settings)
-        self._own = not ray.is_initialized()
-        if self._own:
-            connect(address, cpus=workers * settings.threads)
-        environment = SETTINGS | {"OMP_NUM_THREADS": str(settings.threads)}
+        self._own = connect(address, cpus=workers * settings.threads)
+        self._actors: list[Any] = []
+        try:
+            await_node(settings.threads, gpus, patience(address))
+        except RequestError:
+            self.close()
+            raise
         actor = ray.remote(WorkerActor).options(
             num_cpus=settings.threads,
             num_gpus=gpus,
             max_restarts=RESTARTS,
             max_task_retries=0,
             max_concurrency=self.in_flight + 1,
-            runtime_env={"env_vars": environment},
+            runtime_env=actor_environment(settings.threads),
         )
-        self._actors = [actor.remote(settings) for _ in range(workers)]
-        self._progress: dict[int, tuple[int, int, Mapping[str, float]]] = {}
-        self._asked: dict[Any, int] = {}
+        self._actors += [actor.remote(settings) for _ in range(workers)]
+        self._progress = ActorProgress()
         self._restarting: dict[int, Any] = {}
         self._dead: set[int] = set()
-        self._last_asked = 0.0
         self._await_first()
 
     def _await_first(self) -> None:
@@ -150,7 +127,7 @@ class RayPool:
                 self.close()
                 if isinstance(cause, RayTaskError) and isinstance(cause.cause, RequestError):
                     raise cause.cause from None
-                raise RequestError(f"the workers cannot start: {_reason(error)}") from error
+                raise RequestError(f"the workers cannot start: {reason(error)}") from error
 
     def workers(self) -> Sequence[int]:
         """The workers that are up; one that died comes back when its restart answers."""
@@ -192,23 +169,7 @@ class RayPool:
 
     def progress(self) -> tuple[int, Mapping[str, float]]:
         """Sum of the workers' counters, as far as they have answered; never waits for one."""
-        if self._asked:
-            ready, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
-            for reference in ready:
-                worker = self._asked.pop(reference)
-                try:
-                    pid, rows, seconds = ray.get(reference)
-                    self._progress[pid] = (worker, rows, seconds)
-                except Exception:
-                    continue
-        idle = set(range(len(self._actors))) - set(self._asked.values())
-        if time.monotonic() - self._last_asked > 1:
-            self._last_asked = time.monotonic()
-            self._asked.update({self._actors[w].progress.remote(): w for w in idle})
-        total: Counter[str] = Counter()
-        for _, _, seconds in self._progress.values():
-            total.update(seconds)
-        return sum(rows for _, rows, _ in self._progress.values()), total
+        return self._progress.collect([actor.progress.remote for actor in self._actors])
 
     def close(self) -> None:
         """End the actors, and the cluster if it is our own."""
@@ -216,42 +177,3 @@ class RayPool:
             ray.kill(actor)
         if self._own:
             ray.shutdown()
-
-
-def connect(address: str | None, cpus: int) -> None:
-    """Join an existing cluster, or start a local one that leaves the machine usable.
-
-    Raises
-    ------
-    RequestError
-        Nothing answers at the address.
-    """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address is None:
-        ray.init(
-            address="local",
-            num_cpus=max(1, cpus),
-            object_store_memory=OBJECT_STORE,
-            include_dashboard=False,
-            configure_logging=True,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            _node_ip_address="127.0.0.1",
-        )
-        return
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise RequestError(
-            f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def cluster_nodes() -> int:
-    """Nodes of the connected cluster that are alive."""
-    return sum(bool(node["Alive"]) for node in ray.nodes())
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

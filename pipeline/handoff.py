@@ -12,9 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from depthscope.storage.run_record import RunRecord
 from numpy.typing import NDArray
 
+from .costs import item_size
 from .recorders import Numbers
+from .statistics import N_STATISTICS
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,19 @@ def unpack(packed: Packed) -> Carried:
     dtype: torch.dtype = getattr(torch, packed.dtype)
     lens = None if packed.lens is None else _tensor(packed.lens, dtype)
     return Carried(_tensor(packed.hidden, dtype), packed.statistics, lens)
+
+
+def carried_bytes(record: RunRecord) -> int:
+    """Bytes of the largest micro-batch of a run between its last two stages, at most."""
+    model, identity = record.model, record.identity_fields
+    layers, row = int(model["layers"]), int(model["hidden"]) * item_size(str(model["dtype"]))
+    tokens = max(int(identity["batch_tokens"]), int(record.corpus["longest"]))
+    size = tokens * row
+    if "statistics" in record.groups:
+        size += tokens * layers * N_STATISTICS * 4
+    if "lens" in record.groups:
+        size += min(tokens, record.groups["lens"].rows) * layers * row
+    return size
 
 
 def _bits(tensor: torch.Tensor) -> NDArray[np.generic]:
