@@ -16,7 +16,7 @@ from depthscope.jobs import ExtractSpec, extract
 from depthscope.storage.errors import RequestError, WorkFailed
 
 from ..conftest import sentences, write_jsonl
-from ..reference import SlowLlama, stored
+from ..reference import SlowLlama, check_close, stored
 
 Extract = Callable[..., Any]
 
@@ -60,13 +60,6 @@ def documents(store: Path) -> list[tuple[int, list[int]]]:
     ]
 
 
-def close(ours: np.ndarray, reference: torch.Tensor, limit: float = 1e-5) -> None:
-    """‖x−y‖/‖y‖ of every row."""
-    expected = reference.double().numpy()
-    error = np.linalg.norm(ours.astype(np.float64) - expected, axis=-1)
-    assert (error <= limit * np.linalg.norm(expected, axis=-1)).all(), error.max()
-
-
 @pytest.mark.parametrize("batches", ["sorted", "packed"])
 def test_every_activation_is_what_the_model_computes(
     run: Extract, slow: SlowLlama, tmp_path: Path, batches: str
@@ -82,9 +75,9 @@ def test_every_activation_is_what_the_model_computes(
     for first, ids in documents(store):
         reference = slow.run(ids)
         rows = slice(first, first + len(ids))
-        close(residual[:, rows], reference.points)
-        close(attention[:, rows], reference.attention)
-        close(mlp[:, rows], reference.mlp)
+        check_close(residual[:, rows], reference.points)
+        check_close(attention[:, rows], reference.attention)
+        check_close(mlp[:, rows], reference.mlp)
 
 
 def test_statistics_are_those_of_the_definitions(
@@ -201,7 +194,7 @@ def test_selected_rows_and_points(
         inside = (rows >= first) & (rows < first + len(ids))
         if inside.any():
             reference = slow.run(ids).points[[0, 2]][:, rows[inside] - first]
-            close(residual[:, inside], reference)
+            check_close(residual[:, inside], reference)
     # Norms cover every row all the same.
     assert np.isfinite(stored(store, "statistics.zarr/norm")).all()
 
@@ -216,10 +209,7 @@ def test_bfloat16_store_of_a_bfloat16_model(
     assert residual.dtype.name == "bfloat16"
     slow = SlowLlama(tiny_model, torch.bfloat16)
     for first, ids in documents(store):
-        expected = slow.run(ids).points.double().numpy()
-        ours = residual[:, first : first + len(ids)].astype(np.float64)
-        error = np.linalg.norm(ours - expected, axis=(1, 2))
-        assert (error <= 2e-2 * np.linalg.norm(expected, axis=(1, 2))).all()
+        check_close(residual[:, first : first + len(ids)], slow.run(ids).points, "bfloat16")
 
 
 def test_a_document_of_its_own_is_bit_equal(run: Extract, slow: SlowLlama, tmp_path: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from depthscope.jobs import ExtractSpec, extract
 
 from ..conftest import write_jsonl
 from ..pipeline.test_families import DOCUMENTS, FAMILIES, make_model, reference
-from ..reference import stored
+from ..reference import check_close, stored
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -41,18 +40,11 @@ def test_stored_activations(model: Path, dtype: str, batches: str, tmp_path: Pat
         )
     )
     record = json.loads((tmp_path / "store" / "run.json").read_text())
-    residual = stored(tmp_path / "store", "activations.zarr/residual").astype(np.float64)
+    residual = stored(tmp_path / "store", "activations.zarr/residual")
     kl = stored(tmp_path / "store", "statistics.zarr/lens/kl")
     assert (kl[-1] == 0).all()
     first = 0
     for ids in DOCUMENTS:
         points, _ = reference(model, ids, getattr(torch, dtype), record["model"]["attention"])
-        expected = torch.stack(points).double().numpy()
-        ours = residual[:, first : first + len(ids)]
-        if dtype == "float32":
-            error = np.linalg.norm(ours - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
-            assert error.max() <= 1e-5
-        else:
-            error = np.linalg.norm(ours - expected, axis=(1, 2))
-            assert (error <= 2e-2 * np.linalg.norm(expected, axis=(1, 2))).all()
+        check_close(residual[:, first : first + len(ids)], torch.stack(points), dtype)
         first += len(ids)
