@@ -20,8 +20,7 @@ _ANY = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 @options_of(SubmitSpec, config=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-@click.pass_context
-def submit(context: click.Context, command: tuple[str, ...], as_json: bool, **given: Any) -> int:
+def submit(command: tuple[str, ...], as_json: bool, **given: Any) -> int:
     """Run COMMAND, any other command with its options, on a cluster.
 
     Options of submit may stand before or after COMMAND; all words after -- belong to COMMAND.
@@ -29,7 +28,7 @@ def submit(context: click.Context, command: tuple[str, ...], as_json: bool, **gi
     from .submit import submit as run
 
     spec = SubmitSpec(**{k: v for k, v in given.items() if v is not None and v != ()})
-    group = context.find_root().command
+    group = click.get_current_context().find_root().command
     assert isinstance(group, click.Group)
     done = run(group, command, spec)
     if done.record is None:

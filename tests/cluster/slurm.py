@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -134,6 +135,19 @@ class Slurm:
             raise RuntimeError(f"{command}: {done.returncode}: {done.stdout}{done.stderr}")
         return done
 
+    def depthscope(self, *words: object, check: bool = True, timeout: float = 120) -> str:
+        """Run depthscope on the login machine; what it says, on stderr where it fails."""
+        done = self.run("depthscope", *words, check=check, timeout=timeout)
+        return done.stdout if done.returncode == 0 else done.stderr
+
+    def submit(self, *words: str) -> str:
+        """Submit a job through depthscope; Slurm's id of it."""
+        return str(json.loads(self.depthscope("submit", *words, "--json"))["job"])
+
+    def log(self, number: str) -> str:
+        """What a job has printed."""
+        return Path(self.job(number)["StdOut"]).read_text()
+
     def job(self, number: str) -> dict[str, str]:
         """What the controller knows about a job."""
         text = self.run("scontrol", "show", "job", "-o", number).stdout
@@ -146,7 +160,10 @@ class Slurm:
     def ended(self, number: str, seconds: float = 180) -> str:
         """Wait for the last state of a job."""
         final = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
-        wait_until(f"the end of job {number}", lambda: self.state(number) in final, seconds)
+        try:
+            wait_until(f"the end of job {number}", lambda: self.state(number) in final, seconds, 1)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}: {self.job(number)}\n{self.log(number)}") from None
         return self.state(number)
 
     def start_node(self, name: str) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 NETWORK = "10.213.87"
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -78,6 +80,18 @@ class Machine:
             f"mkdir -p {p} && mount --bind {self.folder}/keep{i} {p}" for i, p in enumerate(keep)
         ]
         return [*before, f"mount --bind {temporary} /tmp", *after]
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Its processes whose command line holds all the words."""
+        place = Path("/run/netns", self.namespace).stat().st_ino
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            line = " ".join(process.info["cmdline"] or [])
+            with contextlib.suppress(OSError):
+                inside = Path(f"/proc/{process.pid}/ns/net").stat().st_ino == place
+                if inside and all(word in line for word in words):
+                    found.append(process)
+        return found
 
     def kill(self) -> None:
         """Cut the power: every process of the machine ends at once."""
