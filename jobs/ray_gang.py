@@ -40,8 +40,9 @@ class StageActor:
     def load(self, settings: WorkerSettings, layers: tuple[int, int]) -> int:
         """Read the stage's layers; the number of its devices."""
         node = ray.get_runtime_context().get_node_id()
-        self._stage = Stage(replace(settings, node=node), layers)
+        # First, since the stage counts what is read from its beginning on.
         self._metrics = WorkerMetrics()
+        self._stage = Stage(replace(settings, node=node), layers)
         return len(self._stage.devices)
 
     def begin(self, task: Task, key: str) -> int:

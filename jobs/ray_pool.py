@@ -28,8 +28,9 @@ class WorkerActor:
 
     def __init__(self, settings: WorkerSettings) -> None:
         node = ray.get_runtime_context().get_node_id()
-        self._worker = make_worker(replace(settings, node=node))
+        # First, since the worker counts what is read from its beginning on.
         self._metrics = WorkerMetrics()
+        self._worker = make_worker(replace(settings, node=node))
 
     def run(self, task: Task) -> tuple[Commit, ...]:
         """Turn a task into committed data."""

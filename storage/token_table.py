@@ -71,7 +71,7 @@ class TokenTable:
     def token_ids(self, first_row: int, last_row: int) -> NDArray[np.int32]:
         """Token ids of rows [first_row, last_row), int32."""
         column = self.read_rows(first_row, last_row, ["token_id"]).column(0)
-        return np.array(column.to_numpy(), dtype=np.int32)
+        return _numbers(column).astype(np.int32, copy=False)
 
     def read_documents(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The document table, all columns or the named ones."""
@@ -99,7 +99,7 @@ class TokenTable:
             table = file.read_row_groups(
                 range(first, last), columns=["document", "first_row", "n_tokens"]
             )
-        document, start, count = (table.column(i).to_numpy() for i in range(3))
+        document, start, count = (_numbers(table.column(i)) for i in range(3))
         wanted = (start < last_row) & (start + count > first_row) & (count > 0)
         return document[wanted], start[wanted], count[wanted]
 
@@ -151,6 +151,12 @@ def _footer(path: Path) -> Any:
         raise RequestError(f"{path}: no such file; is {path.parent} a store?") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise Damage(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A column of numbers; arrow's own to_numpy would load pandas into every worker."""
+    chunks = [np.from_dlpack(chunk) for chunk in column.chunks]
+    return np.concatenate([np.empty(0, column.type.to_pandas_dtype()), *chunks])
 
 
 def _listed(columns: Sequence[str] | None) -> list[str] | None:
