@@ -109,7 +109,8 @@ class RayPool:
         )
         self._actors += [actor.remote(settings) for _ in range(workers)]
         self._progress = ActorProgress()
-        self._restarting: dict[int, Any] = {}
+        # A worker that loads, or for which there is no room yet, takes no task.
+        self._starting = {w: a.progress.remote() for w, a in enumerate(self._actors)}
         self._dead: set[int] = set()
         self._await_first()
 
@@ -117,13 +118,14 @@ class RayPool:
         """Wait until one worker has loaded the model, so that a bad request is one clear line."""
         for chance in range(RESTARTS):
             try:
-                ready, _ = ray.wait([a.progress.remote() for a in self._actors], num_returns=1)
+                ready, _ = ray.wait(list(self._starting.values()), num_returns=1)
                 ray.get(ready)
                 return
             except RayActorError as error:
                 cause = getattr(error, "cause", None) or error.__cause__
                 # An actor that merely died is restarted; one that refuses to start never will.
                 if cause is None and chance < RESTARTS - 1:
+                    self._starting = {w: a.progress.remote() for w, a in enumerate(self._actors)}
                     continue
                 self.close()
                 if isinstance(cause, RayTaskError) and isinstance(cause.cause, RequestError):
@@ -131,20 +133,20 @@ class RayPool:
                 raise RequestError(f"the workers cannot start: {reason(error)}") from error
 
     def workers(self) -> Sequence[int]:
-        """The workers that are up; one that died comes back when its restart answers."""
-        for worker, reference in list(self._restarting.items()):
+        """The workers that are up; one that starts, or died, comes when it answers."""
+        for worker, reference in list(self._starting.items()):
             if ray.wait([reference], timeout=0)[0]:
                 try:
                     ray.get(reference)
                 except ActorUnavailableError:
-                    self._restarting[worker] = self._actors[worker].progress.remote()
+                    self._starting[worker] = self._actors[worker].progress.remote()
                 except RayActorError:
                     self._dead.add(worker)
-                    del self._restarting[worker]
+                    del self._starting[worker]
                 else:
-                    del self._restarting[worker]
+                    del self._starting[worker]
         return [
-            w for w in range(len(self._actors)) if w not in self._restarting.keys() | self._dead
+            w for w in range(len(self._actors)) if w not in self._starting.keys() | self._dead
         ]
 
     def lost(self) -> bool:
@@ -156,8 +158,8 @@ class RayPool:
         return RayAttempt(self._actors[worker].run.remote(task), worker, self._down)
 
     def _down(self, worker: int) -> None:
-        if worker not in self._restarting and worker not in self._dead:
-            self._restarting[worker] = self._actors[worker].progress.remote()
+        if worker not in self._starting and worker not in self._dead:
+            self._starting[worker] = self._actors[worker].progress.remote()
 
     def wait(self, attempts: Sequence[Attempt], seconds: float) -> Sequence[Attempt]:
         """Wait for the first to finish."""
