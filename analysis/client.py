@@ -1,20 +1,33 @@
 """Where Dask computes: threads of this process by default, a Dask cluster when asked.
 
 The only module that knows Dask's schedulers. Every reduction of this package is a graph whose tasks
-read from the store by themselves, so a cluster needs nothing but the same file system.
+read from the store by themselves, so a cluster needs nothing but the same file system. Clusters
+that are started here speak TLS with certificates of their own: a scheduler runs what it is sent.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import dask
 from dask.callbacks import Callback
+from depthscope.storage.errors import RequestError
 
 #: Called with the steps done and the steps there are.
 Progress = Callable[[int, int], None]
+
+#: Names the scheduler that a batch job started for its command.
+SCHEDULER = "DEPTHSCOPE_DASK"
+#: Seconds until a scheduler must have answered, and until the first Slurm worker must have started.
+PATIENCE, QUEUEING = 30, 24 * 3600
+#: What a Slurm worker is given where Dask's own configuration (jobqueue.slurm) says nothing.
+_WORKER = {"cores": 4, "processes": 1, "memory": "8GB"}
 
 
 @contextmanager
@@ -24,26 +37,122 @@ def compute_on(address: str | None = None, *, workers: int | None = None) -> Ite
     Parameters
     ----------
     address
-        None or ``threads`` for the threads of this process, ``local`` for a cluster of processes
-        on this machine, otherwise the address of a running Dask scheduler.
+        ``threads`` for the threads of this process; ``local`` for a cluster of processes on this
+        machine; ``slurm:N`` for N workers that are Slurm jobs of their own, described in Dask's
+        configuration under ``jobqueue.slurm``; otherwise the address of a running scheduler. None
+        is the scheduler of this batch job where it has one, ``local`` in any other Slurm
+        allocation, else ``threads``.
     workers
         Threads, or processes of a local cluster; None leaves it to Dask.
+
+    Raises
+    ------
+    RequestError
+        Nothing answers at the address, or Slurm's workers cannot be had.
     """
-    if address in (None, "threads"):
+    address = address or _default()
+    if address == "threads":
         with dask.config.set(scheduler="threads", num_workers=workers):
             yield
-        return
-    from distributed import Client, LocalCluster
-
-    if address == "local":
-        with (
-            LocalCluster(n_workers=workers, dashboard_address=None) as cluster,
-            Client(cluster),
-        ):
+    elif address == "local":
+        with _local(workers):
             yield
-        return
-    with Client(address):
+    elif found := re.fullmatch(r"slurm:(\d+)", address):
+        with _slurm(int(found[1])):
+            yield
+    else:
+        with _running(address):
+            yield
+
+
+def _default() -> str:
+    if address := os.environ.get(SCHEDULER):
+        return address
+    return "local" if "SLURM_JOB_ID" in os.environ else "threads"
+
+
+@contextmanager
+def _local(workers: int | None) -> Iterator[None]:
+    from distributed import Client, LocalCluster
+    from distributed.deploy.utils import nprocesses_nthreads
+
+    threads = None
+    # Where Slurm does not bind processes to cores, Dask would see all of the node's.
+    if workers is None and (cores := os.environ.get("SLURM_CPUS_ON_NODE")):
+        workers, threads = nprocesses_nthreads(int(cores))
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            dashboard_address=None,
+            host="127.0.0.1",
+            protocol="tls",
+            security=_certificates(),
+        ) as cluster,
+        Client(cluster),
+    ):
         yield
+
+
+@contextmanager
+def _slurm(workers: int) -> Iterator[None]:
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError:
+        raise RequestError(
+            "--slurm-workers needs dask-jobqueue: pip install depthscope[slurm]"
+        ) from None
+    if shutil.which("sbatch") is None:
+        raise RequestError(
+            "--slurm-workers: sbatch is not on the path: run this on a node of the cluster"
+        )
+    from distributed import Client
+
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(SLURMCluster(**_slurm_settings()))
+            client = stack.enter_context(Client(cluster))
+            cluster.scale(jobs=workers)
+            client.wait_for_workers(1, timeout=QUEUEING)
+        except (RuntimeError, ValueError, TimeoutError) as error:
+            raise RequestError(f"--slurm-workers: {' '.join(str(error).split())}") from error
+        yield
+
+
+def _slurm_settings() -> dict[str, Any]:
+    configured = dask.config.get("jobqueue.slurm", {})
+    return {
+        **{k: v for k, v in _WORKER.items() if configured.get(k) is None},
+        "protocol": "tls",
+        "security": _certificates(),
+        "shared_temp_directory": os.environ.get("DEPTHSCOPE_FOLDER") or str(Path.cwd()),
+        "scheduler_options": {"dashboard": False, "dashboard_address": None},
+    }
+
+
+@contextmanager
+def _running(address: str) -> Iterator[None]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=PATIENCE)
+    except TypeError:
+        raise RequestError(
+            f"--scheduler {address}: it wants certificates: name them in Dask's configuration, "
+            "distributed.comm.tls"
+        ) from None
+    except (OSError, TimeoutError, ValueError) as error:
+        raise RequestError(
+            f"--scheduler {address}: no Dask scheduler answers there ({type(error).__name__})"
+        ) from None
+    with client:
+        yield
+
+
+def _certificates() -> Any:
+    from distributed.security import Security
+
+    return Security.temporary()
 
 
 class TaskProgress(Callback):  # type: ignore[misc]

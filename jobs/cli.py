@@ -17,6 +17,7 @@ from .intervene_spec import InterveneSpec
 from .options import options_of, resolve
 from .plan_spec import PlanSpec
 from .progress import Progress, Silent, progress_for_terminal
+from .slurm import dask_scheduler
 from .spec import ExtractSpec
 from .submit_command import jobs, submit
 
@@ -151,7 +152,12 @@ def verify(store: Path, repair: bool, as_json: bool, quiet: bool) -> int:
     default="statistics",
     help="Reduce the worker's statistics, or compute again from stored activations.",
 )
-@click.option("--scheduler", help="Address of a Dask scheduler, or threads (default).")
+@click.option(
+    "--scheduler",
+    help="Where Dask computes: threads, local (processes; default in a Slurm allocation), or the "
+    "address of a scheduler.",
+)
+@click.option("--slurm-workers", type=int, help="Compute on so many Dask workers under Slurm.")
 @click.option("--seed", type=int, default=0, help="Seed of the bootstrap.")
 @_json_flag
 @_quiet_flag
@@ -160,6 +166,7 @@ def analyze(
     names: tuple[str, ...],
     source: str,
     scheduler: str | None,
+    slurm_workers: int | None,
     seed: int,
     as_json: bool,
     quiet: bool,
@@ -172,7 +179,7 @@ def analyze(
         store,
         names or None,
         source="activations" if source == "activations" else "statistics",
-        scheduler=scheduler,
+        scheduler=dask_scheduler(scheduler, slurm_workers),
         seed=seed,
         report=progress.message,
     )

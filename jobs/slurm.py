@@ -103,6 +103,23 @@ def cancel(job: str) -> None:
     _run(["scancel", job])
 
 
+def dask_scheduler(scheduler: str | None, slurm_workers: int | None) -> str | None:
+    """The scheduler that two options of analyses name.
+
+    Raises
+    ------
+    RequestError
+        Both are given, or no worker at all.
+    """
+    if slurm_workers is None:
+        return scheduler
+    if scheduler is not None:
+        raise RequestError("--slurm-workers starts a scheduler of its own: leave --scheduler out")
+    if slurm_workers < 1:
+        raise RequestError(f"--slurm-workers {slurm_workers}: needs at least one")
+    return f"slurm:{slurm_workers}"
+
+
 def _run(command: list[str], script: str | None = None) -> str:
     if shutil.which(command[0]) is None:
         raise RequestError(

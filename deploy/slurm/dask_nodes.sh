@@ -1,0 +1,62 @@
+# Dask workers on the nodes of the job's second component, for the command on its first.
+#
+# The scheduler runs beside the command. All speak TLS with a certificate made for this job, in a file
+# of mode 0600; the command finds the scheduler in DEPTHSCOPE_DASK and the certificate in Dask's own
+# variables. Wraps start_cluster and stop_cluster of command.sh.
+
+dask_start() {
+  local folder=$DEPTHSCOPE_FOLDER/dask-$SLURM_JOB_ID role
+  (umask 077 && mkdir -p "$folder" && openssl req -x509 -newkey rsa:2048 -nodes -days 30 \
+    -subj "/CN=depthscope-$SLURM_JOB_ID" -keyout "$folder/key" -out "$folder/certificate" 2>/dev/null &&
+    cat "$folder/certificate" >>"$folder/key") || {
+    say "openssl cannot make a certificate for Dask"
+    return 1
+  }
+  export DASK_DISTRIBUTED__COMM__TLS__CA_FILE=$folder/certificate
+  export DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=True
+  for role in SCHEDULER WORKER CLIENT; do
+    export "DASK_DISTRIBUTED__COMM__TLS__${role}__CERT=$folder/certificate"
+    export "DASK_DISTRIBUTED__COMM__TLS__${role}__KEY=$folder/key"
+  done
+  dask scheduler --protocol tls --host "$(hostname -i | awk '{print $1}')" --port 0 --no-dashboard \
+    --scheduler-file "$folder/scheduler.json" >"$folder/scheduler.log" 2>&1 &
+  dask_scheduler_pid=$!
+  local waited=0
+  until [[ -s $folder/scheduler.json ]]; do
+    if ! kill -0 "$dask_scheduler_pid" 2>/dev/null || ((waited++ > 120)); then
+      say "the Dask scheduler did not start:"
+      tail -n 5 "$folder/scheduler.log" >&2
+      return 1
+    fi
+    sleep 1
+  done
+  DEPTHSCOPE_DASK=$(sed -n 's/.*"address": "\([^"]*\)".*/\1/p' "$folder/scheduler.json")
+  export DEPTHSCOPE_DASK
+  export dask_folder=$folder
+  srun --het-group=1 --ntasks-per-node=1 --overlap --mem=0 --no-kill --kill-on-bad-exit=0 \
+    bash -c "$(declare -f dask_node); dask_node" >"$folder/workers.log" 2>&1 &
+  dask_workers_pid=$!
+  say "Dask scheduler at $DEPTHSCOPE_DASK"
+}
+
+# One node's worker.
+dask_node() {
+  exec dask worker --protocol tls --no-dashboard --nworkers 1 \
+    --nthreads "${SLURM_CPUS_ON_NODE:-1}" --local-directory "${SLURM_TMPDIR:-/tmp}" \
+    --scheduler-file "$dask_folder/scheduler.json"
+}
+
+dask_stop() {
+  local pid
+  for pid in "${dask_workers_pid:-}" "${dask_scheduler_pid:-}"; do
+    if [[ -n $pid ]]; then
+      kill -TERM "$pid" 2>/dev/null || true
+      while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
+    fi
+  done
+  rm -f "$DEPTHSCOPE_FOLDER/dask-$SLURM_JOB_ID/key"
+}
+
+start_cluster() { dask_start; }
+
+stop_cluster() { dask_stop; }
