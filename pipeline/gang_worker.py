@@ -87,7 +87,7 @@ class GangWorker:
         devices: Sequence[torch.device] | None = None,
     ) -> None:
         ranges = ranges or stage_ranges(settings, settings.stages)
-        shared = _share_out(devices or node_devices(), len(ranges))
+        shared = share_out(devices or node_devices(), len(ranges))
         stages: list[Stage] = []
         try:
             for layers, own in zip(ranges, shared, strict=True):
@@ -97,18 +97,18 @@ class GangWorker:
                 stage.close()
             raise
         in_flight = PER_DEVICE * sum(len(stage.devices) for stage in stages)
-        self._handles = [LocalStage(stage, in_flight) for stage in stages]
-        self.gang = Gang(self._handles, in_flight)
+        self.handles = [LocalStage(stage, in_flight) for stage in stages]
+        self.gang = Gang(self.handles, in_flight)
         self.run = self.gang.run
 
     @property
     def selections(self) -> Selections:
         """The store's tasks."""
-        return self._handles[0].stage.selections
+        return self.handles[0].stage.selections
 
     def progress(self) -> tuple[int, Mapping[str, float]]:
         """Rows through the model so far (a row through half of it is half), seconds by kind."""
-        parts = [handle.stage.progress() for handle in self._handles]
+        parts = [handle.stage.progress() for handle in self.handles]
         seconds: Counter[str] = Counter()
         for _, part in parts:
             seconds.update(part)
@@ -116,7 +116,7 @@ class GangWorker:
 
     def close(self) -> None:
         """End all stages."""
-        for handle in self._handles:
+        for handle in self.handles:
             handle.close()
 
 
@@ -141,7 +141,7 @@ def stage_ranges(settings: WorkerSettings, stages: int) -> list[tuple[int, int]]
     return split_layers(costs.layer_bytes, flops, stages, first_bytes=costs.frame_bytes)
 
 
-def _share_out(devices: Sequence[torch.device], stages: int) -> list[list[torch.device]]:
+def share_out(devices: Sequence[torch.device], stages: int) -> list[list[torch.device]]:
     """Devices of each stage, in order; stages beyond them share one with their neighbours."""
     count = len(devices)
     cuts = [number * count // stages for number in range(stages + 1)]
