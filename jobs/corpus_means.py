@@ -35,6 +35,22 @@ def check_sublayers(root: Path, record: RunRecord, option: str) -> None:
         )
 
 
+def check_points(root: Path, record: RunRecord) -> None:
+    """Refuse a store that does not hold every point of the stream.
+
+    Raises
+    ------
+    RequestError
+        Says how to make one that does.
+    """
+    if len(record.points) != int(record.model["layers"]) + 1:
+        raise RequestError(
+            f"--what erase needs the mean of the stream at every point, and {root} holds "
+            f"{len(record.points)} of {int(record.model['layers']) + 1}: extract with --points all "
+            "(--rows may choose fewer rows)"
+        )
+
+
 def save_means(root: Path, path: Path) -> None:
     """Write the means of what attention and MLP add, (layers, d) float32 each.
 

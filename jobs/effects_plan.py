@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from depthscope.pipeline.branch_plan import make_change
 from depthscope.pipeline.costs import ModelCosts
-from depthscope.pipeline.interventions import Intervention, Rows, as_data
+from depthscope.pipeline.interventions import PROGRAMS, Intervention, Rows, as_data
 from depthscope.pipeline.memory import working_bytes
 from depthscope.storage.effects import EffectsRecord
 from depthscope.storage.errors import RequestError
-from depthscope.storage.predicates import sample_documents
+from depthscope.storage.predicates import sample_documents, select_rows
 from depthscope.storage.run_record import RunRecord
 from depthscope.storage.sampling import sample_keys
 from depthscope.storage.token_table import TokenTable
@@ -24,6 +24,7 @@ from depthscope.storage.token_table import TokenTable
 from .intervene_spec import InterveneSpec
 
 SCOPES, KINDS, PARTS = ("all", "future"), ("propagated", "local"), ("layer", "attention", "mlp")
+CASES = ("later", "earlier", "answer")
 #: Splits of a document where nobody says.
 SPLITS = 4
 
@@ -56,12 +57,16 @@ def plan_effects(
         shorter than two tokens, or the budget holds not even one branch.
     """
     layers = int(record.model["layers"])
+    erases = spec.what == "erase"
     scopes = _known("--scope", spec.scope, SCOPES)
+    if erases:
+        scopes = _known("--case", spec.case, CASES)
+        _check_answer(root, spec, scopes)
     kinds = _known("--kind", spec.kind, KINDS)
     parts = _known("--part", spec.part, PARTS)
     sources = _sources(spec, layers, parts, kinds)
     documents, lengths = _documents(root, spec)
-    splits = _splits(spec, scopes, documents, lengths)
+    splits = _splits(spec, scopes, documents, lengths) if not erases else [[] for _ in documents]
     batch_tokens = spec.batch_tokens or (65536 if torch.cuda.is_available() else 8192)
     batch_tokens = max(batch_tokens, 3 * max(lengths))
     request = spec.model_dump(mode="json") | {
@@ -71,7 +76,16 @@ def plan_effects(
     }
     numbers = {
         key: request[key]
-        for key in ("what", "where", "protect_first", "factor", "span", "also", "patch_document")
+        for key in (
+            "what",
+            "where",
+            "protect_first",
+            "factor",
+            "span",
+            "also",
+            "patch_document",
+            "answer",
+        )
     }
     identity = numbers | {
         "store_identity": record.identity,
@@ -86,8 +100,12 @@ def plan_effects(
         "batch_tokens": batch_tokens,
     }
     cases = len(parts) * (("all" in scopes) + ("future" in scopes) * len(splits[0]))
-    per_task = _tasks(costs, budget, cases, lengths, layers, batch_tokens)
-    changes = [make_change(request, part, source) for part in parts for source in sources]
+    changes = []
+    if erases:
+        cases = len(scopes) * max(lengths)
+    else:
+        changes = [make_change(request, part, source) for part in parts for source in sources]
+    per_task = _tasks(costs, budget, cases, lengths, layers + erases, batch_tokens)
     return EffectsRecord(
         name=spec.name,
         identity_fields=identity,
@@ -101,6 +119,7 @@ def plan_effects(
         sources=tuple(sources),
         documents_per_task=per_task[0],
         sources_per_task=per_task[1],
+        positions=max(lengths) if erases else 0,
         interventions=tuple(as_data(changes)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -115,6 +134,13 @@ def _known(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in known if name in names)
 
 
+def _check_answer(root: Path, spec: InterveneSpec, cases: Sequence[str]) -> None:
+    if "answer" in cases and spec.answer is None:
+        raise RequestError("--case answer: say which tokens are the answer with --answer PREDICATE")
+    if spec.answer is not None and not len(select_rows(root, spec.answer)):
+        raise RequestError(f"--answer {spec.answer!r} selects no token of this corpus")
+
+
 def _sources(
     spec: InterveneSpec, layers: int, parts: Sequence[str], kinds: Sequence[str]
 ) -> list[int]:
@@ -123,7 +149,9 @@ def _sources(
     Rows.parse(spec.where)
     if "local" in kinds and spec.what not in ("skip", "zero"):
         raise RequestError(f"--kind local takes a contribution away: it has no {spec.what}")
-    if spec.what in ("swap", "repeat", "reverse", "parallel"):
+    if spec.what == "erase":
+        last = layers
+    elif spec.what in PROGRAMS:
         if tuple(parts) != ("layer",):
             raise RequestError(f"--what {spec.what} orders layers: give --part layer")
         if not 1 <= spec.span <= layers:

@@ -19,7 +19,7 @@ from depthscope.storage.errors import RequestError, WorkFailed
 from depthscope.storage.layout import StorePaths
 from depthscope.storage.run_record import RunRecord, differences
 
-from .corpus_means import check_sublayers, save_means
+from .corpus_means import check_points, check_sublayers, save_means, save_stream_means
 from .dispatch import Dispatcher, Pool
 from .effects_plan import Budget, describe, plan_effects
 from .intervene_spec import InterveneSpec
@@ -183,6 +183,8 @@ def _weights(costs: ModelCosts, schedule: str) -> int:
 
 def _check_sources(root: Path, spec: InterveneSpec, run: RunRecord) -> None:
     """Means and patches are read from stores that have what sublayers add."""
+    if spec.what == "erase":
+        check_points(root, run)
     if spec.what == "mean":
         check_sublayers(root, run, "--what mean")
     if spec.what == "patch":
@@ -211,10 +213,11 @@ def _settled(root: Path, planned: EffectsRecord, spec: InterveneSpec) -> Effects
     path = EffectsRecord.path(root, planned.name)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        means = StorePaths(root).effects(planned.name).with_suffix(".means.safetensors")
+        if spec.what == "erase":
+            save_stream_means(root, means)
         if spec.what == "mean":
-            save_means(
-                root, StorePaths(root).effects(planned.name).with_suffix(".means.safetensors")
-            )
+            save_means(root, means)
         lay_out_effects(root, planned)
         planned.save(root)
         return planned

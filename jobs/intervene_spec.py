@@ -15,7 +15,9 @@ def _names(value: Any) -> Any:
 
 
 Names = Annotated[Text, BeforeValidator(lambda value: ",".join(_names(value)))]
-Choice = Literal["skip", "zero", "mean", "patch", "scale", "swap", "repeat", "reverse", "parallel"]
+Choice = Literal[
+    "skip", "zero", "mean", "patch", "scale", "swap", "repeat", "reverse", "parallel", "erase"
+]
 
 
 class InterveneSpec(BaseModel):
@@ -28,13 +30,21 @@ class InterveneSpec(BaseModel):
 
     what: Choice = "skip"
     """What is done to a part of each layer in turn: skip (or zero) it, put its mean or another
-    document's values (patch) in its place, scale it; or apply layers of a span in another way."""
+    document's values (patch) in its place, scale it; or apply layers of a span in another way; or
+    erase the stream itself, at every point and position."""
 
     part: Names = "layer"
     """Parts that are changed: layer, attention, mlp, joined by commas."""
 
     scope: Names = "all,future"
     """Scopes: all positions, or earlier positions with the effects on future ones."""
+
+    case: Names = "later,earlier"
+    """Cases of erase: one position, measured at later ones (later) or where the answer is predicted
+    (answer); or all earlier positions at once, measured after it (earlier)."""
+
+    answer: str | None = None
+    """Which tokens are the answer, an SQL predicate over tokens (for case answer)."""
 
     kind: Names = "propagated"
     """Kinds of effect: propagated through the layers in between, or local."""

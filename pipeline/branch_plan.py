@@ -67,6 +67,33 @@ def branches_of(
                         yield Branch(document, where, acts, measures, (change, *also))
 
 
+def erasures_of(
+    record: EffectsRecord, task: EffectsTask, document: int, length: int, answer: torch.Tensor
+) -> Iterator[Branch]:
+    """The erasures of one document of a task: at every point, of every position asked for.
+
+    Parameters
+    ----------
+    answer
+        bool (length,): positions that predict the answer; all False where none is known.
+    """
+    request = record.request
+    places = torch.arange(length)
+    spared = places >= (1 if request["protect_first"] else 0)
+    wanted = torch.nonzero(spared & Rows.parse(str(request["where"])).mask(length, length))[:, 0]
+    for case, name in enumerate(record.scopes):
+        for position in wanted.tolist():
+            one = places == position
+            acts = spared & (places < position) if name == "earlier" else one
+            measures = answer & ~one if name == "answer" else places > position
+            if not bool(acts.any()) or not bool(measures.any()):
+                continue
+            for point in range(*task.sources):
+                if point in record.sources:
+                    where = (case, point, position)
+                    yield Branch(document, where, acts, measures, erases=point)
+
+
 def make_change(request: Any, part: str, source: int) -> Intervention | Program:
     """The intervention, or layer program, of one part and source layer."""
     what = str(request["what"])

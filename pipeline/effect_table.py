@@ -87,6 +87,37 @@ class EffectTable:
         return self.arrays
 
 
+class ErasureTable(EffectTable):
+    """What erasing the stream changes of the output: float32 (case, document, point, position).
+
+    Source: Csordás et al. 2025, figure 6 (methods.md 1.7): the largest L2 distance of the
+    next-token probabilities over the measured positions.
+    """
+
+    def __init__(self, record: EffectsRecord, task: EffectsTask) -> None:
+        documents, points = task.rows[1] - task.rows[0], task.sources[1] - task.sources[0]
+        shape = (len(record.scopes), documents, points, record.positions)
+        self.arrays = {
+            "output_l2": np.full(shape, np.nan, np.float32),
+            "noise_output_l2_max": np.full((1, documents), np.nan, np.float32),
+        }
+        self._first_source = task.sources[0]
+
+    def effects(
+        self, layer: int, base: Tensor, changed: Tensor, branches: Sequence[Branch]
+    ) -> None:
+        """Nothing: an erasure is measured at the output."""
+
+    def noise(self, layer: int, document: int, ratio: Tensor) -> None:
+        """Nothing: see `output_noise`."""
+
+    def outputs(self, branch: Branch, distance: Tensor, divergence: Tensor) -> None:
+        """Note the largest L2 distance over the branch's measured positions."""
+        case, point, position = branch.where
+        place = (case, branch.document, point - self._first_source, position)
+        self.arrays["output_l2"][place] = float(distance.max())
+
+
 def relative_change(base: Tensor, changed: Tensor) -> Tensor:
     """‖c − c'‖ / max(‖c‖, 1e-6) at every position; (…, width, d) float32 → (…, width)."""
     norms: Tensor = torch.linalg.vector_norm(base, dim=-1).clamp_min(SMALLEST_NORM)

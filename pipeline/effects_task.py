@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -19,13 +19,14 @@ import torch
 from depthscope.storage.arrays import ArrayPlan
 from depthscope.storage.commits import Commit
 from depthscope.storage.effects import EffectsRecord, EffectsTask, effects_log, effects_plans
+from depthscope.storage.predicates import select_rows
 from depthscope.storage.tasks import Task
 from depthscope.storage.token_table import TokenTable
 from torch import Tensor
 
 from .batches import Batch
-from .branch_plan import branches_of, local_cases
-from .effect_table import EffectTable
+from .branch_plan import branches_of, erasures_of, local_cases
+from .effect_table import EffectTable, ErasureTable
 from .equipment import Equipment
 from .forked_group import ForkedGroup
 from .frame import Frame
@@ -40,10 +41,11 @@ from .write_behind import TaskFiles
 
 @dataclass(frozen=True)
 class _Document:
-    """A document of the task: its tokens, and the splits it has."""
+    """A document of the task: its tokens, the splits it has, which positions predict the answer."""
 
     ids: torch.Tensor
     splits: tuple[int, ...]
+    answer: torch.Tensor
 
 
 class EffectsWork:
@@ -67,7 +69,7 @@ class EffectsWork:
     ) -> None:
         self.equipment, self.record, self.done, self.point = equipment, record, done, 0
         self.task = record.task(task.index)
-        self.table = EffectTable(record, self.task)
+        self.table = (ErasureTable if record.erases else EffectTable)(record, self.task)
         self._started = time.time()
         self._documents = _documents(equipment, record, self.task)
         self._call_tokens = int(record.identity_fields["batch_tokens"])
@@ -92,10 +94,7 @@ class EffectsWork:
                 shared.clear()
 
         for number, document in enumerate(self._documents):
-            branches = sorted(
-                branches_of(self.record, self.task, number, len(document.ids), document.splits),
-                key=lambda branch: branch.birth,
-            )
+            branches = sorted(self._branches(number, document), key=lambda branch: branch.birth)
             width = max([len(document.ids), *(len(self._documents[d].ids) for d, _ in shared)])
             lines = len(branches) + sum(len(some) for _, some in shared) + 2 * (len(shared) + 1)
             if lines * width <= self._call_tokens:
@@ -107,6 +106,12 @@ class EffectsWork:
                 groups.append(self._group([number], branches[first : first + most], first > 0))
         flush()
         return groups
+
+    def _branches(self, number: int, document: _Document) -> Iterator[Branch]:
+        length = len(document.ids)
+        if self.record.erases:
+            return erasures_of(self.record, self.task, number, length, document.answer)
+        return branches_of(self.record, self.task, number, length, document.splits)
 
     def _group(
         self, documents: list[int], branches: list[Branch], later: bool = False
@@ -149,9 +154,7 @@ class EffectsWork:
         family = stack.family
         self._stacks[layer] = stack
         self._stacks.pop(layer - self._span, None)
-        for group in self._groups:
-            if group.begin and group.begin == layer:
-                group.start(torch.stack([self._baseline(d, group.width) for d in group.documents]))
+        self._start(layer)
         for number, local in self._locals.items():
             base = self._baseline(number, self._first[number].width)
             local.run_layer(layer, stack, base, self._first[number].batch)
@@ -162,6 +165,12 @@ class EffectsWork:
         rows = self.task.rows[1] - self.task.rows[0]
         self.equipment.rows_done += rows / self.record.layers / self.record.source_blocks
 
+    def _start(self, point: int) -> None:
+        """Groups whose branches are all born later begin with the baselines of earlier ones."""
+        for group in self._groups:
+            if group.begin and group.begin == point:
+                group.start(torch.stack([self._baseline(d, group.width) for d in group.documents]))
+
     def _baseline(self, document: int, width: int) -> Tensor:
         group = self._first[document]
         base = group.baseline[group.documents.index(document)]
@@ -170,6 +179,7 @@ class EffectsWork:
 
     def finish(self, head: PlacedHead) -> None:
         """Compare the outputs, write and commit."""
+        self._start(self.record.layers)
         with self.equipment.clock.measure("lens"):
             for group in self._groups:
                 group.finish(self.record.layers, head, self._lens_budget)
@@ -221,10 +231,18 @@ def _documents(
 ) -> Sequence[_Document]:
     table = TokenTable(equipment.settings.root)
     _, starts, lengths = table.document_spans()
+    predicate = record.request.get("answer")
+    root = equipment.settings.root
+    answers = select_rows(root, str(predicate)) if predicate else np.empty(0, np.int64)
     found = []
     for place in range(*task.rows):
         number = record.documents[place]
         first = int(starts[number])
-        ids = table.token_ids(first, first + int(lengths[number])).astype(np.int64)
-        found.append(_Document(torch.from_numpy(ids), record.split_positions[place]))
+        last = first + int(lengths[number])
+        ids = table.token_ids(first, last).astype(np.int64)
+        # The token before an answer's token is the one that predicts it.
+        chosen = answers[np.searchsorted(answers, first + 1) : np.searchsorted(answers, last)]
+        answer = torch.zeros(last - first, dtype=torch.bool)
+        answer[torch.from_numpy(chosen - first - 1)] = True
+        found.append(_Document(torch.from_numpy(ids), record.split_positions[place], answer))
     return found

@@ -24,8 +24,9 @@ from .errors import RequestError
 from .layout import StorePaths
 from .tasks import Task
 
-#: Axes of an effect; the output effects lack the last.
+#: Axes of an effect; the output effects lack the last. An erasure has cases and points instead.
 AXES = ("scope", "kind", "part", "document", "split", "source", "target")
+ERASURE_AXES = ("case", "document", "point", "position")
 EFFECTS = ("effect_max", "effect_mean")
 OUTPUTS = ("output_l2_max", "output_l2_mean", "output_kl_mean")
 #: Of the no-op branch; ``block`` numbers the tasks along the source axis, each with a no-op.
@@ -56,7 +57,9 @@ class EffectsRecord:
     split_positions
         For every document, the 0-based position of each split; -1 where there is none.
     sources
-        Layers, or first layers of a program, that are changed; the axis has all of 0..L-1.
+        Layers, first layers of a program, or points, that are changed; the axis has them all.
+    positions
+        Of an erasure: tokens of the longest document.
     documents_per_task, sources_per_task
         A task is so many documents and so many of the layers.
     """
@@ -73,6 +76,7 @@ class EffectsRecord:
     sources: tuple[int, ...]
     documents_per_task: int
     sources_per_task: int
+    positions: int = 0
     interventions: tuple[Mapping[str, Any], ...] = ()
     created: str = field(default="")
 
@@ -87,9 +91,19 @@ class EffectsRecord:
         return max((len(row) for row in self.split_positions), default=0)
 
     @property
+    def erases(self) -> bool:
+        """Whether the stream is erased at points and positions; ``scopes`` then names the cases."""
+        return bool(self.identity_fields["what"] == "erase")
+
+    @property
+    def places(self) -> int:
+        """Layers that may be changed; of an erasure, points."""
+        return self.layers + self.erases
+
+    @property
     def source_blocks(self) -> int:
         """Tasks along the source axis."""
-        return -(-self.layers // self.sources_per_task)
+        return -(-self.places // self.sources_per_task)
 
     @property
     def tasks(self) -> int:
@@ -104,7 +118,7 @@ class EffectsRecord:
         return EffectsTask(
             index,
             (first, min(first + self.documents_per_task, len(self.documents))),
-            (begin, min(begin + self.sources_per_task, self.layers)),
+            (begin, min(begin + self.sources_per_task, self.places)),
         )
 
     @classmethod
@@ -185,6 +199,8 @@ def effects_plans(record: EffectsRecord) -> dict[str, ArrayPlan]:
         "target": record.layers,
     }
     cut = {"document": record.documents_per_task, "source": record.sources_per_task}
+    sizes |= {"case": len(record.scopes), "point": record.places, "position": record.positions}
+    cut["point"] = record.sources_per_task
     folder = f"effects/{record.name}.zarr"
 
     def plan(name: str, axes: tuple[str, ...]) -> ArrayPlan:
@@ -192,10 +208,13 @@ def effects_plans(record: EffectsRecord) -> dict[str, ArrayPlan]:
         shard = tuple(min(cut[axis], sizes[axis]) if axis in cut else sizes[axis] for axis in axes)
         return ArrayPlan(f"{folder}/{name}", shape, "float32", axes, shard, shard)
 
-    plans = {name: plan(name, AXES) for name in EFFECTS}
-    plans |= {name: plan(name, AXES[:-1]) for name in OUTPUTS}
     # One column per block of sources, so that every task writes files of its own.
     sizes["block"], cut["block"] = record.source_blocks, 1
+    if record.erases:
+        noise = "noise_output_l2_max"
+        return {"output_l2": plan("output_l2", ERASURE_AXES), noise: plan(noise, NOISE[noise])}
+    plans = {name: plan(name, AXES) for name in EFFECTS}
+    plans |= {name: plan(name, AXES[:-1]) for name in OUTPUTS}
     return plans | {name: plan(name, axes) for name, axes in NOISE.items()}
 
 
@@ -216,18 +235,19 @@ def lay_out_effects(root: Path, record: EffectsRecord) -> None:
         **{key: record.identity_fields[key] for key in ("store_identity", "dtype", "what")},
     }
     create_group(root, folder, attributes)
-    for axis, labels in zip(AXES, (record.scopes, record.kinds, record.parts), strict=False):
+    labels = {"scope": record.scopes, "kind": record.kinds, "part": record.parts}
+    counts = {"split": record.splits, "source": record.layers, "target": record.layers}
+    if record.erases:
+        labels = {"case": record.scopes}
+        counts = {"point": record.places, "position": record.positions}
+    for axis, names in labels.items():
         if not (root / folder / axis / "zarr.json").exists():
-            create_labels(root, f"{folder}/{axis}", labels, axis)
-    numbers = {
-        "document": np.array(record.documents, np.int64),
-        "split": np.arange(record.splits, dtype=np.int64),
-        "source": np.arange(record.layers, dtype=np.int64),
-        "target": np.arange(record.layers, dtype=np.int64),
-    }
-    for axis, values in numbers.items():
-        create_coordinate(root, f"{folder}/{axis}", values, axis)
-    _create_split_positions(root / folder / "split_position", record)
+            create_labels(root, f"{folder}/{axis}", names, axis)
+    create_coordinate(root, f"{folder}/document", np.array(record.documents, np.int64), "document")
+    for axis, count in counts.items():
+        create_coordinate(root, f"{folder}/{axis}", np.arange(count, dtype=np.int64), axis)
+    if not record.erases:
+        _create_split_positions(root / folder / "split_position", record)
     for plan in effects_plans(record).values():
         create_array(root, plan)
 

@@ -21,6 +21,7 @@ class Pass:
     attention: Tensor
     mlp: Tensor
     inputs: Tensor
+    final: Tensor
     logits: Tensor
 
 
@@ -92,6 +93,7 @@ class SlowInterventions:
             handles.append(layer.mlp.register_forward_hook(mlp(index)))
             handles.append(layer.register_forward_pre_hook(before))
             handles.append(layer.register_forward_hook(after(index)))
+        handles.append(self.model.model.norm.register_forward_pre_hook(before))
         try:
             with torch.no_grad():
                 logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
@@ -102,9 +104,25 @@ class SlowInterventions:
             torch.stack(added),
             torch.stack([a for a, _ in parts]),
             torch.stack([m for _, m in parts]),
-            torch.stack(inputs),
+            torch.stack(inputs[:-1]),
+            inputs[-1],
             logits.float(),
         )
+
+    def run_erased(self, ids: list[int], point: int, acts: Tensor, mean: Tensor) -> Tensor:
+        """Logits (n, V) when the stream at a point is replaced by its mean at some positions."""
+
+        def replace(_, args):
+            return (torch.where(acts[None, :, None], mean.to(args[0].dtype), args[0]), *args[1:])
+
+        last = point == len(self.layers)
+        module = self.model.model.norm if last else self.layers[point]
+        handle = module.register_forward_pre_hook(replace)
+        try:
+            with torch.no_grad():
+                return self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+        finally:
+            handle.remove()
 
     def local(
         self, ids: list[int], base: Pass, part: str, source: int, target: int, acts: Tensor

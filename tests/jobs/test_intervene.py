@@ -186,3 +186,44 @@ def test_bad_requests_write_nothing(store: Path, options: dict[str, Any], messag
     with pytest.raises(RequestError, match=message):
         intervene(store, InterveneSpec(name="bad", engine="process", **options))
     assert sorted(store.rglob("*")) == before
+
+
+def test_erasing_the_stream(store: Path, tiny_model: Path) -> None:
+    """Against hooks that replace the stream; erasing t changes nothing before t."""
+    found = run(
+        store,
+        "erased",
+        what="erase",
+        case="later,earlier,answer",
+        answer="position >= 4",
+        documents=3,
+    )
+    slow = SlowInterventions(tiny_model)
+    every = [slow.run(tokens(store, d)) for d in range(6)]
+    layers = len(slow.layers)
+    for point in range(layers + 1):
+        stream = [p.inputs[point] if point < layers else p.final for p in every]
+        mean = torch.cat(stream).double().mean(0).float()
+        for place, document in enumerate(found.document.values.tolist()):
+            ids = tokens(store, document)
+            base = every[document]
+            places = torch.arange(len(ids))
+            for position in range(len(ids)):
+                cell = found.output_l2.sel(point=point, position=position).isel(document=place)
+                one = places == position
+                wanted = {
+                    "later": (one, places > position),
+                    "earlier": ((places >= 1) & (places < position), places > position),
+                    "answer": (one, (places >= 3) & (places < len(ids) - 1) & ~one),
+                }
+                for case, (acts, measures) in wanted.items():
+                    if position == 0 or not acts.any() or not measures.any():
+                        assert np.isnan(cell.sel(case=case))
+                        continue
+                    other = slow.run_erased(ids, point, acts, mean)
+                    expected = outputs(base.logits, other, measures)[0]
+                    np.testing.assert_allclose(float(cell.sel(case=case)), expected, atol=2e-5)
+                    assert torch.equal(
+                        other[: int(torch.nonzero(acts)[0])],
+                        base.logits[: int(torch.nonzero(acts)[0])],
+                    )
