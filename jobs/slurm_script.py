@@ -65,7 +65,7 @@ def wrapper(name: str) -> str:
 def _requests(spec: SubmitSpec, tasks: int, job: str, folder: Path, after: list[str]) -> list[str]:
     log = folder / ("log-%a" if spec.each else "log")
     lines = [f"--job-name={spec.job_name or job}", f"--output={log}", "--open-mode=append"]
-    lines += ["--requeue", "--no-kill", f"--signal=B:USR1@{spec.stop_seconds}"]
+    lines += ["--requeue", f"--signal=B:USR1@{spec.stop_seconds}"]
     lines += [f"--nodes={spec.nodes}", "--ntasks-per-node=1"]
     lines += [f"--cpus-per-task={spec.cpus_per_node or 1}"]
     lines += _optional(spec)

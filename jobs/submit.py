@@ -62,8 +62,8 @@ def _submit_to_slurm(cli: click.Group, arguments: tuple[str, ...], spec: SubmitS
     _check_stores(commands, spec)
     if spec.dask_nodes and commands[0].on_ray:
         raise RequestError(
-            f"--dask-nodes: {commands[0].name} does not compute with Dask; submit the analysis as a "
-            "job of its own, with --after"
+            f"--dask-nodes: {commands[0].name} does not compute with Dask; submit the analysis as "
+            "a job of its own, with --after"
         )
     after = [_slurm_id(name) for name in spec.after]
     job = new_id(spec.job_name or commands[0].name)

@@ -7,7 +7,7 @@
 # Exit code 75 means stopped and resumable. A command that was killed is resumable too, since what
 # is committed is complete. USR1 comes from Slurm before the time limit (--signal=B:USR1@SECONDS) or,
 # with PreemptParameters=send_user_signal, before preemption: the command stops at its next commit,
-# and the job goes back to the queue. TERM comes from scancel and from preemption; Slurm itself
+# and the job goes back to the queue. A node that fails makes Slurm itself requeue the job. TERM comes from scancel and from preemption; Slurm itself
 # decides then whether the job returns. Tries that commit nothing are counted, so nothing runs forever.
 
 FRUITLESS_AT_MOST=3
