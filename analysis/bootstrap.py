@@ -65,10 +65,14 @@ class RatioBootstrap:
         flat = np.bincount(owner + chosen, minlength=self._resamples * documents)
         return flat.reshape(self._resamples, documents).astype(np.float64)
 
+    def ratios(self) -> Values:
+        """Every statistic in every resample: (resamples, statistics), NaN without a value."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self._sums / self._counts
+
     def interval(self, level: float) -> tuple[Values, Values]:
         """Percentile interval of every statistic; NaN where a statistic has no value."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratios = self._sums / self._counts
+        ratios = self.ratios()
         tail = 50 * (1 - level)
         none = ~np.isfinite(ratios).any(axis=0)
         ratios[:, none] = 0

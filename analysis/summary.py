@@ -189,7 +189,7 @@ def _intervals(
     size = int(np.prod(shape))
     ends: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for number in range(len(TOKEN_SETS)):
-        blocks = _blocks(kept["rows"], sums, counts, number)
+        blocks = document_blocks(kept["rows"], sums, counts, number)
         ends.append(
             ratio_interval(
                 blocks,
@@ -204,7 +204,7 @@ def _intervals(
     return low, high
 
 
-def _blocks(
+def document_blocks(
     rows: xr.DataArray, sums: xr.DataArray, counts: xr.DataArray, token_set: int
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Sums and counts of the documents with rows in a token set, a stored block at a time."""
