@@ -19,15 +19,15 @@ import torch
 from depthscope.storage.atomic import write_json
 
 from .calibration_disk import DiskTimes, measure_disk
-from .calibration_load import measure_loading
-from .calibration_model import ModelTimes, measure_model
+from .calibration_load import SweepTimes, measure_sweep
+from .calibration_model import ModelTimes, measure_model, sample_batches
 from .checkpoint import cache_folder
 from .costs import ModelCosts
 from .model_configs import NamedConfig
 from .workload import CorpusSize, Selection
 
 #: Raised when a calibration measures something else.
-_FORMAT = 1
+_FORMAT = 2
 
 #: About how long the layers are run.
 MEASURE_SECONDS = 20.0
@@ -45,15 +45,15 @@ class Calibration:
         Length of the documents that the layers ran over, on average over tokens.
     model, disk
         The measurements.
-    load_seconds
-        For a byte of a layer's weights from the page cache, converted; None where there were none.
+    sweep
+        None where the model's weights were not here.
     """
 
     threads: int
     document_tokens: float
     model: ModelTimes
     disk: DiskTimes
-    load_seconds: float | None = None
+    sweep: SweepTimes | None = None
 
     def layers(self, costs: ModelCosts, document_tokens: float) -> tuple[float, ...]:
         """Seconds a row of each layer, for documents of another length."""
@@ -100,11 +100,11 @@ def calibrate(
     torch.set_num_threads(threads)
     try:
         model = measure_model(named.config, costs, corpus, selection, seconds)
-        load = measure_loading(named, costs)
+        sweep = measure_sweep(named, costs, sample_batches(costs, corpus, selection))
         disk = measure_disk(folder, costs.hidden, selection.store_dtype)
     finally:
         torch.set_num_threads(before)
-    found = Calibration(threads, corpus.document_tokens, model, disk, load)
+    found = Calibration(threads, corpus.document_tokens, model, disk, sweep)
     path = _path(costs, selection, threads, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(found))
@@ -123,7 +123,7 @@ def remembered(
             float(found["document_tokens"]),
             ModelTimes(**{**model, "layers": tuple(model["layers"])}),
             DiskTimes(**found["disk"]),
-            found["load_seconds"],
+            SweepTimes(**found["sweep"]) if found["sweep"] else None,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,11 +1,15 @@
-"""How fast a checkpoint's layers become modules when their files are in the page cache."""
+"""What a sweep does besides computing, where a checkpoint is at hand: loading, preparing calls."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from depthscope.storage.errors import RequestError
 
+from .batches import Batch
 from .costs import ModelCosts
 from .description import describe_model
 from .layer_loader import LayerLoader
@@ -15,8 +19,27 @@ from .model_configs import NamedConfig
 _LAYERS = 3
 
 
-def measure_loading(named: NamedConfig, costs: ModelCosts) -> float | None:
-    """Seconds for a byte of a layer's weights; None where the model has no weights here."""
+@dataclass(frozen=True)
+class SweepTimes:
+    """Seconds of a sweep's own work.
+
+    Attributes
+    ----------
+    load
+        For a byte of a layer's weights, from the page cache to a module.
+    call
+        For a row of a layer: what the layer is called with, and looking for values that are not
+        finite.
+    """
+
+    load: float
+    call: float
+
+
+def measure_sweep(
+    named: NamedConfig, costs: ModelCosts, batches: Sequence[Batch]
+) -> SweepTimes | None:
+    """Measure with this process's threads; None where the model has no weights here."""
     if named.folder is None or not any(named.folder.glob("*.safetensors")):
         return None
     try:
@@ -31,4 +54,20 @@ def measure_loading(named: NamedConfig, costs: ModelCosts) -> float | None:
     started = time.perf_counter()
     for layer in layers:
         loader.load_layer(layer, "cpu")
-    return (time.perf_counter() - started) / sum(loader.layer_bytes[layer] for layer in layers)
+    load = (time.perf_counter() - started) / sum(loader.layer_bytes[layer] for layer in layers)
+    return SweepTimes(load, _call_seconds(loader, costs, batches))
+
+
+def _call_seconds(loader: LayerLoader, costs: ModelCosts, batches: Sequence[Batch]) -> float:
+    frame = loader.frame(torch.device("cpu"))
+    rows, taken = 0, 0.0
+    for number, batch in enumerate([batches[0], *batches]):
+        hidden = torch.zeros(*batch.input_ids.shape, costs.hidden)
+        started = time.perf_counter()
+        frame.arguments(batch)
+        torch.isfinite(hidden).all()
+        # The first call warms up.
+        if number:
+            taken += time.perf_counter() - started
+            rows += batch.tokens
+    return taken / rows

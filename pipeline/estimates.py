@@ -18,7 +18,7 @@ from .workload import CorpusSize, Selection, Volume
 
 #: Names of what may bound a run.
 COMPUTE, WRITING, ENCODING = "compute", "writing", "encoding"
-COPYING, LOADING, MEMORY = "copying to the host", "weight loading", "memory"
+COPYING, LOADING, MEMORY = "host copies", "weight loading", "memory"
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,13 @@ class _Placement:
 
 
 def resident(case: Case) -> ScheduleEstimate:
-    """The whole model on one node's devices, as often as it fits."""
+    """The whole model on one node's devices, as often as it fits; all of them share in it."""
     site, layers = case.site, len(case.costs.layers)
     most = min(site.devices.count, layers)
-    for devices in range(1, most + 1):
-        placed = _place(case, 1, devices)
-        replicas = site.devices.count // devices
-        if not _missing(case, placed):
+    for least in range(1, most + 1):
+        if not _missing(case, _place(case, 1, least)):
+            replicas = site.devices.count // least
+            placed = _place(case, 1, min(site.devices.count // replicas, layers))
             host = replicas * _host_bytes(case, (0, layers))
             if site.on_host or host <= site.memory:
                 return _estimate(case, "resident", placed, replicas * site.nodes, host)

@@ -130,6 +130,8 @@ class Speed:
         Of a core, for a byte that is written.
     load
         For a byte of weights that lie in the page cache.
+    call
+        For a row and layer of a sweep, beside the layer itself.
     flush
         Of a small file.
     stolen
@@ -144,6 +146,7 @@ class Speed:
     lens: float
     encode: float
     load: float
+    call: float
     flush: float
     stolen: float
     source: str
@@ -171,6 +174,7 @@ def speed_of(
         lens=flops / (kind.flops["float32"] * utilisation),
         encode=1 / (ZSTD_CORE if selection.codec == "zstd" else PLAIN_CORE),
         load=1 / kind.link,
+        call=0.0,
         flush=_GUESSED_FLUSH if site.on_host else 0.0,
         stolen=1.0 / site.cores if site.on_host else 0.0,
         source=kind.source or f"{utilisation:.0%} of {rate / utilisation / 1e12:g} TFLOP/s",
@@ -184,7 +188,7 @@ def _measured(
     selection: Selection,
     calibration: Calibration,
 ) -> Speed:
-    model, disk = calibration.model, calibration.disk
+    model, disk, sweep = calibration.model, calibration.disk, calibration.sweep
     measured = model.statistics if selection.statistics else 0.0
     zstd = selection.codec == "zstd"
     return Speed(
@@ -195,7 +199,8 @@ def _measured(
         plane=model.plane,
         lens=model.lens,
         encode=1 / ZSTD_CORE if zstd else disk.encode_seconds,
-        load=calibration.load_seconds or 1 / disk.read_again,
+        load=sweep.load if sweep else 1 / disk.read_again,
+        call=sweep.call if sweep else 0.0,
         flush=disk.flush_seconds,
         stolen=1.0 / site.cores if calibration.threads >= site.cores else 0.0,
         source=f"measured on this machine with {calibration.threads} threads",

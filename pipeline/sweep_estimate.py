@@ -154,16 +154,21 @@ def _layer_seconds(
     written = case.row_bytes(layer, layer + 1)
     planes = case.selection.planes(layer, layer + 1)
     computing = rows * (speed.layers[layer] + speed.plane * planes + case.stolen(written))
-    # Reading, and small files of what is carried, take the model's own cores on a processor.
-    computing += size * speed.load * speed.stolen
-    computing += rows / case.selection.task_rows * speed.flush * (1.0 if site.on_host else 0.0)
-    coming, leaving = size * load, rows * case.copy_seconds(layer, layer + 1)
+    # On a processor, reading and the two small files of what is carried take the model's cores.
+    computing += size * speed.load * speed.stolen + rows * speed.call
+    computing += rows / case.selection.task_rows * 2 * speed.flush
+    weights, stream = size * load, 0.0
+    leaving = rows * case.copy_seconds(layer, layer + 1)
     if residual == "host" and not site.on_host:
-        coming += rows * point / site.devices.kind.link
-        leaving += rows * point / site.devices.kind.link
+        stream = rows * point / site.devices.kind.link
+        leaving += stream
     if residual == "store":
-        computing += rows * point * count / site.weights if site.on_host else 0.0
-        coming += 0.0 if site.on_host else rows * point * count / site.weights
+        stream = rows * point * count / site.weights
+        # Reading it back is done by the thread that computes, on a processor.
+        computing += stream if site.on_host else 0.0
+    # Weights and stream share the way in; what is the greater part gives the bound its name.
+    coming = weights + (0.0 if site.on_host else stream)
+    leaving = max(leaving, coming) if stream > weights else leaving
     writing = rows * count / case.write_rate(written)[1]
     return {COMPUTE: computing, LOADING: coming, COPYING: leaving, "writing": writing}
 
@@ -179,7 +184,7 @@ def _estimate(case: Case, found: _Sweep) -> ScheduleEstimate:
     costs, site, workers = case.costs, case.site, _workers(case)
     rows = min(found.tasks * case.selection.task_rows, case.volume.rows_run // workers)
     hiding = _hiding_rows(case, found.load)
-    limit = max(found.terms, key=lambda key: found.terms[key])
+    limit = max(found.terms, key=lambda key: (found.terms[key], key == COPYING))
     if limit == LOADING and found.tasks < ceil(case.volume.tasks / workers):
         limit = MEMORY
     rate = case.corpus.rows / found.seconds
