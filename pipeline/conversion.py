@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,9 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from .description import quiet
-from .weight_reader import LazyTensor, ShapeOnly, WeightReader
+from .joined_tensors import joined_patterns, read_joined
+from .lazy_tensors import LazyTensor, ShapeOnly
+from .weight_reader import WeightReader
 
 Rows = slice
 """Which rows of a stored tensor, along its first axis, are read."""
@@ -66,6 +68,7 @@ class Conversion:
         self._dtype_plan = model._get_dtype_plan(dtype)
         self._mapping = get_model_conversion_mapping(model)
         self._may_lack = model._keys_to_ignore_on_load_missing or ()
+        self._joined = joined_patterns(self._mapping)
         self.sources = self._sources(model)
 
     def _sources(self, model: Any) -> dict[str, Source]:
@@ -86,7 +89,7 @@ class Conversion:
         """The shape in which a tensor of the checkpoint is stored."""
         return self._reader.tensors[name].shape
 
-    def check(self, part: Any, names: Iterable[str]) -> set[str]:
+    def check(self, part: Any, names: Mapping[str, Rows]) -> set[str]:
         """Try names, shapes and dtypes of a part without reading it.
 
         Parameters
@@ -95,7 +98,7 @@ class Conversion:
             The model, or one that holds some of its modules under their names; its tensors become
             empty ones on the meta device, of the dtypes that they will have.
         names
-            The checkpoint's tensors for it.
+            The checkpoint's tensors for it, and which rows of them.
 
         Returns
         -------
@@ -107,7 +110,7 @@ class Conversion:
         RequestError
             A tensor's shape is not what the config asks for.
         """
-        state = {name: ShapeOnly(self._reader, name) for name in names}
+        state = {name: ShapeOnly(self._reader, name, rows) for name, rows in names.items()}
         found = self._convert(part, state, torch.device("meta"))
         folder = self._reader.folder
         for name, stored, wanted in sorted(found.mismatched_keys):
@@ -137,21 +140,34 @@ class Conversion:
             A file can no longer be read, or no longer fits.
         """
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-        state = {name: LazyTensor(self._reader, name, rows, stream) for name, rows in names.items()}
+        state = {
+            name: LazyTensor(self._reader, name, rows, stream, self._is_joined(name))
+            for name, rows in names.items()
+        }
         with torch.inference_mode(False):
-            found = self._convert(part, state, device)
-        wrong = [name for name, *_ in found.mismatched_keys] + list(found.conversion_errors)
-        if wrong:
-            raise WorkFailed(f"{', '.join(wrong[:3])} of {self._reader.folder} cannot be loaded")
+            found = self._convert(part, state, device, join=True)
+        wrong = {name: f"shape {tuple(shape)}" for name, shape, _ in found.mismatched_keys}
+        for name, error in (wrong | found.conversion_errors).items():
+            raise WorkFailed(
+                f"{name} of {self._reader.folder} cannot be loaded: {_last_line(error)}"
+            )
         if stream is not None:
             stream.synchronize()
 
-    def _convert(self, part: Any, state: dict[str, Any], device: torch.device) -> Any:
+    def _is_joined(self, name: str) -> bool:
+        return self.sources[name].pattern in self._joined
+
+    def _convert(
+        self, part: Any, state: dict[str, Any], device: torch.device, join: bool = False
+    ) -> Any:
+        mapping = copy.deepcopy(self._mapping)
+        if join:
+            read_joined(mapping)
         settings = LoadStateDictConfig(
             device_map={"": device},
             dtype=self._dtype,
             dtype_plan=self._dtype_plan,
-            weight_mapping=copy.deepcopy(self._mapping),
+            weight_mapping=mapping,
         )
         with quiet():
             return convert_and_load_state_dict_in_model(part, state, settings)[0]

@@ -70,8 +70,9 @@ class LayerLoader:
         missing: set[str] = set()
         for layer, block in enumerate(self.skeleton.blocks):
             part = self.skeleton.part(self.skeleton.layer_path(layer), block)
-            missing |= self.conversion.check(part, self.sources[layer])
-        lacking = self.conversion.check(self.skeleton.rest(), self._rest)
+            missing |= self.conversion.check(part, dict.fromkeys(self.sources[layer], ALL))
+        rest = dict.fromkeys(self._rest, ALL)
+        lacking = self.conversion.check(self.skeleton.rest(), rest)
         self._find_frame()
         refuse_missing(folder, missing | (lacking & self._needed))
         self.layer_bytes = [weight_bytes(block) for block in self.skeleton.blocks]

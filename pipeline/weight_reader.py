@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -195,32 +194,3 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, place: int) -> Tensor:
     if start % dtype.itemsize:
         start = 0
     return memory[start : start + size].view(dtype).view(shape)
-
-
-class LazyTensor:
-    """A tensor as transformers' loader takes it: read when its device and dtype are known."""
-
-    def __init__(self, reader: WeightReader, name: str, rows: slice, stream: Any) -> None:
-        self._reader, self._name, self._rows, self._stream = reader, name, rows, stream
-
-    def __getitem__(self, everything: Any) -> LazyTensor:
-        return self
-
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Read it; on a GPU, in the stream of the thread that asked for the layer."""
-        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            return self._reader.read(self._name, torch.device(device or "cpu"), dtype, self._rows)
-
-
-class ShapeOnly:
-    """Stands for a tensor where only names, shapes and dtypes are tried; reads nothing."""
-
-    def __init__(self, reader: WeightReader, name: str) -> None:
-        self._shape, self._dtype = reader.tensors[name].shape, reader.dtype(name)
-
-    def __getitem__(self, everything: Any) -> ShapeOnly:
-        return self
-
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:
-        """An empty tensor on the meta device."""
-        return torch.empty(self._shape, dtype=dtype or self._dtype, device="meta")

@@ -159,6 +159,19 @@ def test_checkpoints_of_every_kind(
     assert_same_layers(tmp_path, dtype)
 
 
+def test_experts_are_read_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not stacked after reading, which would need twice the memory."""
+    make_model(FAMILIES["mixtral"][0], tmp_path)
+    loader = LayerLoader(tmp_path, describe_model(tmp_path))
+
+    def stack(*_: Any, **__: Any) -> Any:
+        raise AssertionError("tensors were stacked")
+
+    monkeypatch.setattr(torch, "stack", stack)
+    monkeypatch.setattr(torch, "cat", stack)
+    loader.load_layer(0, "cpu")
+
+
 def test_layers_load_while_another_computes(tmp_path: Path) -> None:
     """Four threads load; the stack's config is toggled all the while by packed batches."""
     make_model(FAMILIES["mixtral"][0], tmp_path)

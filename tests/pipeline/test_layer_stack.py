@@ -58,11 +58,14 @@ def batch_of(pack: bool) -> Batch:
     return batch
 
 
-def states(folder: Path, batch: Batch, dtype: str, attention: str) -> list[torch.Tensor]:
-    """h_0..h_L of transformers' own forward: the layers' inputs, and the final norm's."""
-    model = hf.AutoModel.from_pretrained(
+def transformers_model(folder: Path, dtype: str, attention: str) -> Any:
+    return hf.AutoModel.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=attention
     ).eval()
+
+
+def states(model: Any, batch: Batch) -> list[torch.Tensor]:
+    """h_0..h_L of transformers' own forward: the layers' inputs, and the final norm's."""
     layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
     norms = ("norm", "ln_f", "final_layer_norm")
     norm = next(getattr(model, name) for name in norms if hasattr(model, name))
@@ -71,10 +74,11 @@ def states(folder: Path, batch: Batch, dtype: str, attention: str) -> list[torch
     def see(module: nn.Module, args: Any, kwargs: Any) -> None:
         seen.append((args[0] if args else kwargs["hidden_states"]).clone())
 
-    for module in (*layers, norm):
-        module.register_forward_pre_hook(see, with_kwargs=True)
+    hooks = [m.register_forward_pre_hook(see, with_kwargs=True) for m in (*layers, norm)]
     with torch.no_grad():
         model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
     return seen
 
 
@@ -96,7 +100,7 @@ def chained(loader: LayerLoader, batch: Batch) -> list[torch.Tensor]:
 def test_the_chain_is_the_whole_model(folder: Path, dtype: str, attention: str, pack: bool) -> None:
     info = describe_model(folder, dtype, attention)
     batch = batch_of(pack)
-    expected = states(folder, batch, dtype, info.attention)
+    expected = states(transformers_model(folder, dtype, info.attention), batch)
     points = chained(LayerLoader(folder, info), batch)
     if pack and info.attention == "sdpa" and folder.name[:-1] in FULL_ATTENTION:
         whole: list[torch.Tensor] = []
@@ -118,7 +122,7 @@ def test_the_chain_is_the_whole_model(folder: Path, dtype: str, attention: str, 
 def test_the_chain_of_families_that_nobody_knows(tmp_path: Path, name: str, dtype: str) -> None:
     make_model(ODD[name], tmp_path)
     info, batch = describe_model(tmp_path, dtype), batch_of(False)
-    expected = states(tmp_path, batch, dtype, info.attention)
+    expected = states(transformers_model(tmp_path, dtype, info.attention), batch)
     for ours, theirs in zip(chained(LayerLoader(tmp_path, info), batch), expected, strict=True):
         assert torch.equal(ours, theirs)
 
