@@ -66,7 +66,14 @@ def plan_effects(
     parts = _known("--part", spec.part, PARTS)
     sources = _sources(spec, layers, parts, kinds)
     documents, lengths = _documents(root, spec)
-    splits = _splits(spec, scopes, documents, lengths) if not erases else [[] for _ in documents]
+    gradients = spec.what == "gradients"
+    if gradients:
+        scopes, kinds = (), ()
+        _check_answer(root, spec, scopes)
+    if erases or gradients:
+        splits: list[list[int]] = [[] for _ in documents]
+    else:
+        splits = _splits(spec, scopes, documents, lengths)
     batch_tokens = spec.batch_tokens or (65536 if torch.cuda.is_available() else 8192)
     batch_tokens = max(batch_tokens, 3 * max(lengths))
     request = spec.model_dump(mode="json") | {
@@ -85,6 +92,7 @@ def plan_effects(
             "also",
             "patch_document",
             "answer",
+            "steps",
         )
     }
     identity = numbers | {
@@ -103,6 +111,8 @@ def plan_effects(
     changes = []
     if erases:
         cases = len(scopes) * max(lengths)
+    elif gradients:
+        cases = len(parts)
     else:
         changes = [make_change(request, part, source) for part in parts for source in sources]
     per_task = _tasks(costs, budget, cases, lengths, layers + erases, batch_tokens)
@@ -119,7 +129,7 @@ def plan_effects(
         sources=tuple(sources),
         documents_per_task=per_task[0],
         sources_per_task=per_task[1],
-        positions=max(lengths) if erases else 0,
+        positions=max(lengths) if erases or gradients else 0,
         interventions=tuple(as_data(changes)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

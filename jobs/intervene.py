@@ -159,6 +159,12 @@ def _model_costs(run: RunRecord, folder: Path, spec: InterveneSpec) -> ModelCost
 
 
 def _schedule(spec: InterveneSpec, costs: ModelCosts) -> str:
+    if spec.what == "gradients":
+        if spec.schedule == "sweep":
+            raise RequestError(
+                "--what gradients goes back through all layers: no sweep can do that"
+            )
+        return "resident"
     if spec.schedule != "auto":
         return spec.schedule
     return "resident" if 2 * costs.body_bytes < _memory(spec) else "sweep"

@@ -16,7 +16,17 @@ def _names(value: Any) -> Any:
 
 Names = Annotated[Text, BeforeValidator(lambda value: ",".join(_names(value)))]
 Choice = Literal[
-    "skip", "zero", "mean", "patch", "scale", "swap", "repeat", "reverse", "parallel", "erase"
+    "skip",
+    "zero",
+    "mean",
+    "patch",
+    "scale",
+    "swap",
+    "repeat",
+    "reverse",
+    "parallel",
+    "erase",
+    "gradients",
 ]
 
 
@@ -31,7 +41,8 @@ class InterveneSpec(BaseModel):
     what: Choice = "skip"
     """What is done to a part of each layer in turn: skip (or zero) it, put its mean or another
     document's values (patch) in its place, scale it; or apply layers of a span in another way; or
-    erase the stream itself, at every point and position."""
+    erase the stream itself at every point and position; or integrate gradients of the answer's
+    probability along the way from a part's mean over the document to itself."""
 
     part: Names = "layer"
     """Parts that are changed: layer, attention, mlp, joined by commas."""
@@ -44,7 +55,11 @@ class InterveneSpec(BaseModel):
     (answer); or all earlier positions at once, measured after it (earlier)."""
 
     answer: str | None = None
-    """Which tokens are the answer, an SQL predicate over tokens (for case answer)."""
+    """Which tokens are the answer, an SQL predicate over tokens (for case answer and gradients;
+    default of gradients: every token but the first)."""
+
+    steps: PositiveInt = 64
+    """Steps of the integral of gradients."""
 
     kind: Names = "propagated"
     """Kinds of effect: propagated through the layers in between, or local."""

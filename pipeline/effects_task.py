@@ -6,46 +6,28 @@ weights are then read once for the whole matrix.
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from depthscope.storage.arrays import ArrayPlan
 from depthscope.storage.commits import Commit
-from depthscope.storage.effects import EffectsRecord, EffectsTask, effects_log, effects_plans
-from depthscope.storage.predicates import select_rows
+from depthscope.storage.effects import EffectsRecord
 from depthscope.storage.tasks import Task
-from depthscope.storage.token_table import TokenTable
 from torch import Tensor
 
 from .batches import Batch
 from .branch_plan import branches_of, erasures_of, local_cases
 from .effect_table import EffectTable, ErasureTable
+from .effects_documents import EffectsDocument, commit_effects, documents_of
 from .equipment import Equipment
 from .forked_group import ForkedGroup
 from .frame import Frame
 from .interventions import Branch
 from .layer_stack import LayerStack
 from .local_effects import LocalEffects
-from .part import hardware
 from .placed_head import PlacedHead
 from .replacements import Replacements
-from .write_behind import TaskFiles
-
-
-@dataclass(frozen=True)
-class _Document:
-    """A document of the task: its tokens, the splits it has, which positions predict the answer."""
-
-    ids: torch.Tensor
-    splits: tuple[int, ...]
-    answer: torch.Tensor
 
 
 class EffectsWork:
@@ -71,7 +53,7 @@ class EffectsWork:
         self.task = record.task(task.index)
         self.table = (ErasureTable if record.erases else EffectTable)(record, self.task)
         self._started = time.time()
-        self._documents = _documents(equipment, record, self.task)
+        self._documents = documents_of(equipment, record, self.task)
         self._call_tokens = int(record.identity_fields["batch_tokens"])
         self._replacements = replacements
         self._groups = self._grouped()
@@ -107,7 +89,7 @@ class EffectsWork:
         flush()
         return groups
 
-    def _branches(self, number: int, document: _Document) -> Iterator[Branch]:
+    def _branches(self, number: int, document: EffectsDocument) -> Iterator[Branch]:
         length = len(document.ids)
         if self.record.erases:
             return erasures_of(self.record, self.task, number, length, document.answer)
@@ -183,66 +165,15 @@ class EffectsWork:
         with self.equipment.clock.measure("lens"):
             for group in self._groups:
                 group.finish(self.record.layers, head, self._lens_budget)
-        self.done.set_result(self._commit())
+        self.done.set_result(
+            commit_effects(self.equipment, self.record, self.task, self.table.arrays, self._started)
+        )
 
     @property
     def _lens_budget(self) -> int:
         return int(self.equipment.identity["lens_memory"])
 
-    def _commit(self) -> tuple[Commit, ...]:
-        root, attempt = self.equipment.settings.root, secrets.token_hex(4)
-        files = TaskFiles.create(root, self.task.index, attempt, self.equipment.clock)
-        try:
-            for name, plan in effects_plans(self.record).items():
-                files.write_shard(plan, self._shard(plan), self.table.arrays[name])
-            shards = files.publish()
-        except BaseException:
-            files.abort()
-            raise
-        commit = Commit(
-            task=self.task.index,
-            points=(0, self.record.layers),
-            rows=self.task.rows,
-            shards=shards,
-            attempt=attempt,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            hardware=hardware(self.equipment.settings.threads),
-            timings={"started": self._started, "finished": time.time()},
-        )
-        return (commit,) if effects_log(root, self.record.name).add(commit) else ()
-
-    def _shard(self, plan: ArrayPlan) -> tuple[int, ...]:
-        places = {
-            "document": self.task.rows[0] // self.record.documents_per_task,
-            "source": self.task.sources[0] // self.record.sources_per_task,
-            "block": self.task.sources[0] // self.record.sources_per_task,
-        }
-        return tuple(places.get(axis, 0) for axis in plan.dimensions)
-
     def fail(self, error: BaseException) -> None:
         """Hand the error over."""
         if not self.done.done():
             self.done.set_exception(error)
-
-
-def _documents(
-    equipment: Equipment, record: EffectsRecord, task: EffectsTask
-) -> Sequence[_Document]:
-    table = TokenTable(equipment.settings.root)
-    _, starts, lengths = table.document_spans()
-    predicate = record.request.get("answer")
-    root = equipment.settings.root
-    answers = select_rows(root, str(predicate)) if predicate else np.empty(0, np.int64)
-    found = []
-    for place in range(*task.rows):
-        number = record.documents[place]
-        first = int(starts[number])
-        last = first + int(lengths[number])
-        ids = table.token_ids(first, last).astype(np.int64)
-        # The token before an answer's token is the one that predicts it.
-        chosen = answers[np.searchsorted(answers, first + 1) : np.searchsorted(answers, last)]
-        answer = torch.zeros(last - first, dtype=torch.bool)
-        answer[torch.from_numpy(chosen - first - 1)] = True
-        found.append(_Document(torch.from_numpy(ids), record.split_positions[place], answer))
-    return found

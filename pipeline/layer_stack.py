@@ -10,6 +10,7 @@ import torch
 from depthscope.storage.errors import RequestError
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
 
 from .batches import Batch
 from .capture import IdentityCheck, OnLayer, OnPoint, capture_layers, first, refuse
@@ -80,6 +81,18 @@ class LayerStack:
         Callbacks get the model's own tensors and must not write to them.
         """
         return self._run(self.family, batch, hidden, on_point, on_layer)
+
+    def differentiable(self, batch: Batch, hidden: Tensor, *, recompute: bool = True) -> Tensor:
+        """As `run`, with gradients; what is inside a layer is recomputed on the way back."""
+        arguments = self._frame.arguments(batch)
+        for layer, block in self.blocks.items():
+
+            def call(stream: Tensor, block: nn.Module = block, layer: int = layer) -> Tensor:
+                with self._frame.attending(batch):
+                    return first(block(stream, **self._placed(arguments[layer])))
+
+            hidden = checkpoint(call, hidden, use_reentrant=False) if recompute else call(hidden)
+        return hidden
 
     @property
     def family(self) -> Family:

@@ -14,6 +14,7 @@ from depthscope.storage.tasks import Task
 from .effects_task import EffectsWork
 from .equipment import Equipment
 from .frame import Frame
+from .gradients_task import GradientsWork
 from .head_export import export_head
 from .layer_stack import LayerStack
 from .placed_head import PlacedHead
@@ -89,6 +90,8 @@ class Effects:
             record.request["patch_document"],
             record.documents[part.rows[0] : part.rows[1]],
         )
+        if record.is_gradients:
+            return GradientsWork(equipment, record, task, done)
         return EffectsWork(equipment, record, task, done, replacements)
 
     def head(self, equipment: Equipment) -> PlacedHead:

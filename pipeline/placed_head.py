@@ -36,6 +36,17 @@ class PlacedHead:
     def _place(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.array(values, dtype=np.float32)).to(self.device)
 
+    def differentiable(self, rows: Tensor) -> Tensor:
+        """As `logits`, with gradients."""
+        head = self._head
+        normed = NORMALISE[head.norm](rows.to(self.device).float(), head.epsilon) * self._weight
+        if self._norm_bias is not None:
+            normed = normed + self._norm_bias
+        logits = (normed * head.scale) @ self._unembedding.t()
+        if self._bias is not None:
+            logits = logits + self._bias
+        return logits if head.soft_cap is None else (logits / head.soft_cap).tanh() * head.soft_cap
+
     def logits(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Logits of rows (n, d), any float dtype and device: float32 (n, V)."""
         head = self._head

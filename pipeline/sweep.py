@@ -110,7 +110,7 @@ class SweepWorker:
             return
         loaded.set_result(None)
         while tasks := self._gather():
-            with torch.inference_mode():
+            with torch.no_grad():
                 self._sweep(tasks)
 
     def _load(self) -> None:

@@ -27,6 +27,7 @@ from .tasks import Task
 #: Axes of an effect; the output effects lack the last. An erasure has cases and points instead.
 AXES = ("scope", "kind", "part", "document", "split", "source", "target")
 ERASURE_AXES = ("case", "document", "point", "position")
+GRADIENT_AXES = ("part", "document", "layer", "position")
 EFFECTS = ("effect_max", "effect_mean")
 OUTPUTS = ("output_l2_max", "output_l2_mean", "output_kl_mean")
 #: Of the no-op branch; ``block`` numbers the tasks along the source axis, each with a no-op.
@@ -59,7 +60,7 @@ class EffectsRecord:
     sources
         Layers, first layers of a program, or points, that are changed; the axis has them all.
     positions
-        Of an erasure: tokens of the longest document.
+        Of an erasure or of gradients: tokens of the longest document.
     documents_per_task, sources_per_task
         A task is so many documents and so many of the layers.
     """
@@ -94,6 +95,11 @@ class EffectsRecord:
     def erases(self) -> bool:
         """Whether the stream is erased at points and positions; ``scopes`` then names the cases."""
         return bool(self.identity_fields["what"] == "erase")
+
+    @property
+    def is_gradients(self) -> bool:
+        """Whether gradients are integrated; ``parts`` are then what is attributed."""
+        return bool(self.identity_fields["what"] == "gradients")
 
     @property
     def places(self) -> int:
@@ -200,7 +206,8 @@ def effects_plans(record: EffectsRecord) -> dict[str, ArrayPlan]:
     }
     cut = {"document": record.documents_per_task, "source": record.sources_per_task}
     sizes |= {"case": len(record.scopes), "point": record.places, "position": record.positions}
-    cut["point"] = record.sources_per_task
+    sizes["layer"] = record.layers
+    cut |= {"point": record.sources_per_task, "layer": record.sources_per_task}
     folder = f"effects/{record.name}.zarr"
 
     def plan(name: str, axes: tuple[str, ...]) -> ArrayPlan:
@@ -213,6 +220,10 @@ def effects_plans(record: EffectsRecord) -> dict[str, ArrayPlan]:
     if record.erases:
         noise = "noise_output_l2_max"
         return {"output_l2": plan("output_l2", ERASURE_AXES), noise: plan(noise, NOISE[noise])}
+    if record.is_gradients:
+        summed = ("completeness_gap", "target_value", "baseline_value")
+        plans = {name: plan(name, GRADIENT_AXES[:-1]) for name in summed}
+        return plans | {"attribution": plan("attribution", GRADIENT_AXES)}
     plans = {name: plan(name, AXES) for name in EFFECTS}
     plans |= {name: plan(name, AXES[:-1]) for name in OUTPUTS}
     return plans | {name: plan(name, axes) for name, axes in NOISE.items()}
@@ -237,6 +248,14 @@ def lay_out_effects(root: Path, record: EffectsRecord) -> None:
     create_group(root, folder, attributes)
     labels = {"scope": record.scopes, "kind": record.kinds, "part": record.parts}
     counts = {"split": record.splits, "source": record.layers, "target": record.layers}
+    if record.is_gradients:
+        labels, counts = (
+            {"part": record.parts},
+            {
+                "layer": record.layers,
+                "position": record.positions,
+            },
+        )
     if record.erases:
         labels = {"case": record.scopes}
         counts = {"point": record.places, "position": record.positions}
@@ -246,7 +265,7 @@ def lay_out_effects(root: Path, record: EffectsRecord) -> None:
     create_coordinate(root, f"{folder}/document", np.array(record.documents, np.int64), "document")
     for axis, count in counts.items():
         create_coordinate(root, f"{folder}/{axis}", np.arange(count, dtype=np.int64), axis)
-    if not record.erases:
+    if not record.positions:
         _create_split_positions(root / folder / "split_position", record)
     for plan in effects_plans(record).values():
         create_array(root, plan)

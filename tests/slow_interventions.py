@@ -124,6 +124,48 @@ class SlowInterventions:
         finally:
             handle.remove()
 
+    def gradients(
+        self, ids: list[int], part: str, layer: int, steps: int
+    ) -> tuple[Tensor, float, float]:
+        """Attribution (n,) of what a part of a layer gives, F(x) and F(b): one step at a time."""
+        modules = {
+            "layer": self.layers[layer],
+            "attention": self.layers[layer].self_attn,
+            "mlp": self.layers[layer].mlp,
+        }
+        put: list[Tensor] = []
+        seen: list[Tensor] = []
+
+        def hook(_, args, out):
+            plain = out[0] if isinstance(out, tuple) else out
+            seen.append(plain.detach().clone())
+            if not put:
+                return out
+            return (put[-1], *out[1:]) if isinstance(out, tuple) else put[-1]
+
+        following = torch.tensor(ids[1:])
+
+        def value() -> Tensor:
+            logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
+            return logits.float().softmax(-1).gather(-1, following[:, None]).sum()
+
+        handle = modules[part].register_forward_hook(hook)
+        try:
+            reached = float(value().detach())
+            x = seen[0]
+            b = x.mean(1, keepdim=True).expand_as(x)
+            total = torch.zeros_like(x)
+            for step in range(steps):
+                put[:] = [(b + (step + 0.5) / steps * (x - b)).requires_grad_()]
+                (gradient,) = torch.autograd.grad(value(), put[0])
+                total += gradient
+            put[:] = [b]
+            with torch.no_grad():
+                begun = float(value())
+        finally:
+            handle.remove()
+        return ((x - b) * total / steps).sum(-1)[0], reached, begun
+
     def local(
         self, ids: list[int], base: Pass, part: str, source: int, target: int, acts: Tensor
     ) -> Tensor:

@@ -227,3 +227,27 @@ def test_erasing_the_stream(store: Path, tiny_model: Path) -> None:
                         other[: int(torch.nonzero(acts)[0])],
                         base.logits[: int(torch.nonzero(acts)[0])],
                     )
+
+
+@pytest.mark.parametrize("part", ["layer", "attention", "mlp"])
+def test_integrated_gradients(store: Path, tiny_model: Path, part: str) -> None:
+    options = {"what": "gradients", "part": part, "documents": 2}
+    found = run(store, f"gradients-{part}", steps=8, batch_tokens=400, **options)
+    finer = run(store, f"finer-{part}", steps=128, **options)
+    slow = SlowInterventions(tiny_model)
+    for place, document in enumerate(found.document.values.tolist()):
+        ids = tokens(store, document)
+        for layer in range(found.sizes["layer"]):
+            cell = found.isel(part=0, document=place, layer=layer)
+            attribution, reached, begun = slow.gradients(ids, part, layer, 8)
+            np.testing.assert_allclose(
+                cell.attribution[: len(ids)], attribution.detach(), rtol=1e-3, atol=1e-5
+            )
+            np.testing.assert_allclose(float(cell.target_value), reached, rtol=1e-4)
+            np.testing.assert_allclose(float(cell.baseline_value), begun, rtol=1e-4)
+            gap = float(attribution.sum()) - (reached - begun)
+            np.testing.assert_allclose(float(cell.completeness_gap), gap, atol=1e-4)
+            assert np.isnan(cell.attribution[len(ids) :]).all()
+    scale = np.abs(found.target_value - found.baseline_value).max()
+    assert float(np.abs(finer.completeness_gap).max()) < 0.02 * float(scale) + 1e-4
+    assert float(np.abs(finer.completeness_gap).max()) < float(np.abs(found.completeness_gap).max())
