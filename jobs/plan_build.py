@@ -55,6 +55,8 @@ def build_plan(spec: PlanSpec, report: Callable[[str], None] = lambda _: None) -
     if devices.kind.is_host:
         calibration = _calibration(spec, named, costs, corpus, selection, report)
     site = _site(spec, devices, calibration)
+    if named.note:
+        site = replace(site, assumed=(*site.assumed, named.note))
     return planned(costs, site, corpus, selection, calibration, spec.utilisation, spec.codec)
 
 

@@ -108,7 +108,7 @@ def _head(case: Case) -> list[str]:
     return [
         f"{costs.name}: {costs.parameters / 1e9:.2f} B parameters, {costs.body / 1e9:.2f} B in "
         f"{len(costs.layers)} layers{active}; {costs.body_bytes / 1e9:.1f} GB in {costs.dtype}",
-        f"{nodes}{site.devices.count} × {kind.name}, {kind.memory / 1e9:.0f} GB each; "
+        f"{nodes}{site.devices.count} × {kind.name} of {kind.memory / 1e9:.0f} GB; "
         f"speed: {case.speed.source}",
         f"{corpus.rows:,} tokens ({corpus.source}) in {corpus.documents:,} documents; "
         f"{costs.flops(corpus.document_tokens) / 1e9:.1f} GFLOP and "
@@ -144,10 +144,11 @@ def _layers(_: Case, one: ScheduleEstimate) -> str:
     return text
 
 
-def _rows_at_once(_: Case, one: ScheduleEstimate) -> str:
-    if one.batch_rows is None:
-        return f"pipeline busy {one.efficiency:.0%}" if len(one.stages) > 1 else "micro-batches"
-    return f"{one.batch_rows:,} (T* {one.hiding_rows:,}), stream in {one.residual}"
+def _rows_at_once(case: Case, one: ScheduleEstimate) -> str:
+    if one.batch_rows is not None:
+        return f"{one.batch_rows:,} (T* {one.hiding_rows:,}), stream in {one.residual}"
+    text = f"{case.batch_tokens:,}"
+    return f"{text}, pipeline busy {one.efficiency:.0%}" if len(one.stages) > 1 else text
 
 
 def _duration(seconds: float) -> str:

@@ -21,6 +21,8 @@ from .demo_model import demo_folder
 from .description import load_config, one_line, refuse_quantised, resolve_dtype
 from .hub import hub_folder
 
+_QUANTISED = "a copy of the weights in 16 bits: they are published quantised with {}"
+
 
 @dataclass(frozen=True)
 class NamedConfig:
@@ -36,12 +38,15 @@ class NamedConfig:
         The dtype it runs in unless another is asked for.
     folder
         Its folder; None for a published config.
+    note
+        What the reader must know about the published weights; empty where there is nothing.
     """
 
     name: str
     config: Any
     dtype: str
     folder: Path | None
+    note: str = ""
 
 
 def published_names() -> list[str]:
@@ -72,9 +77,11 @@ def find_config(
     """
     path = Path(model).expanduser()
     if not path.is_dir() and (entry := _entry(model)) is not None:
-        name, raw = entry
+        name, known = entry
+        raw = known["config"]
         config = transformers.CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
-        return NamedConfig(name, config, resolve_dtype(dtype, config, []), None)
+        note = _QUANTISED.format(known["published_in"]) if "published_in" in known else ""
+        return NamedConfig(name, config, resolve_dtype(dtype, config, []), None, note)
     folder = path if path.is_dir() else _folder(model, trust_remote_code)
     refuse_quantised(read_json(folder / "config.json"), folder)
     config = load_config(folder, trust_remote_code).get_text_config()
@@ -104,7 +111,7 @@ def _entry(model: str) -> tuple[str, dict[str, Any]] | None:
     wanted = model.lower()
     for name, entry in _published().items():
         if wanted == name or wanted in (known.lower() for known in entry["repositories"]):
-            return name, entry["config"]
+            return name, entry
     return None
 
 

@@ -169,6 +169,11 @@ def test_names_in_any_case_and_of_the_hub(name: str) -> None:
     assert find_config(name).name == "llama-3.1-405b"
 
 
+def test_weights_that_are_published_quantised_are_named() -> None:
+    assert "quantised with fp8" in find_config("deepseek-v3").note
+    assert not find_config("llama-3.1-8b").note
+
+
 def write_config(folder: Path, **changed: object) -> Path:
     config = LlamaConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
