@@ -6,7 +6,11 @@ from . import accessor as _accessor
 from .analyze import ANALYSES, analyze
 from .contributions import contributions
 from .convert import to_pandas, to_torch
+from .depth import depth
+from .depth_score import depth_score
+from .effect_findings import depth_findings, depth_score_findings, interaction_findings
 from .findings import findings
+from .interactions import interactions
 from .lens import lens
 from .query import query, run_query
 from .results import open_result
@@ -23,7 +27,13 @@ __all__ = [
     "Run",
     "analyze",
     "contributions",
+    "depth",
+    "depth_findings",
+    "depth_score",
+    "depth_score_findings",
     "findings",
+    "interaction_findings",
+    "interactions",
     "lens",
     "open",
     "open_result",

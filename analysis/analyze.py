@@ -11,16 +11,43 @@ from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import StorePaths
 
 from .contributions import Source, contributions
+from .depth import TokenSet, depth
+from .depth_rules import KL_SHARE, OVERLAP_LEAST
+from .depth_score import depth_score
+from .effect_findings import depth_findings, depth_score_findings, interaction_findings
+from .effects import open_effects
+from .interactions import interactions
 from .lens import lens
-from .store import StorePath, open
+from .store import Run, StorePath, open
 
 #: Every analysis by name, in the order in which ``analyze`` runs them.
-ANALYSES: dict[str, Callable[..., xr.Dataset]] = {"contributions": contributions, "lens": lens}
+ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
+    "contributions": contributions,
+    "lens": lens,
+    "depth": depth,
+    "interactions": interactions,
+    "depth_score": depth_score,
+}
 
-#: The array without which an analysis cannot be computed, by source and name.
+#: The arguments of ``analyze`` that each analysis takes, beside its settings.
+_ARGUMENTS = {
+    "contributions": ("source",),
+    "lens": ("source",),
+    "depth": ("source", "tokens", "kl_share", "overlap_least"),
+    "interactions": ("effects", "partial"),
+    "depth_score": ("field", "effects", "partial", "part", "order"),
+}
+
+#: The arrays without which an analysis cannot be computed, by source and name.
 _NEEDED = {
     "statistics": {"contributions": "norm_ratio", "lens": "kl"},
     "activations": {"contributions": "mlp_output", "lens": "residual"},
+}
+
+_SENTENCES: dict[str, Callable[[xr.Dataset], list[str]]] = {
+    "depth": depth_findings,
+    "interactions": interaction_findings,
+    "depth_score": depth_score_findings,
 }
 
 
@@ -29,6 +56,14 @@ def analyze(
     names: Sequence[str] | None = None,
     *,
     source: Source = "statistics",
+    effects: str | None = None,
+    partial: bool = False,
+    field: str | None = None,
+    order: Sequence[str] | None = None,
+    part: str = "layer",
+    tokens: TokenSet = "content",
+    kl_share: float = KL_SHARE,
+    overlap_least: float = OVERLAP_LEAST,
     report: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> dict[str, Path]:
@@ -41,11 +76,20 @@ def analyze(
     names
         Names of ``ANALYSES``; none runs every one for which the store has what it needs.
     source
-        ``statistics`` or ``activations``.
+        ``statistics`` or ``activations``, for contributions, lens and depth.
+    effects, partial
+        Name of an intervention sweep, None for the only one, and whether it may be unfinished; for
+        interactions and depth_score.
+    field, order, part
+        Field that holds a document's level, its levels in order, and the part that was changed;
+        for depth_score, which is only run where a field is given.
+    tokens, kl_share, overlap_least
+        Token set and parameters of the rules, for depth.
     report
         Called with a line of text before and after each analysis.
     settings
-        Fields of ``Settings``: resamples, seed, level, scheduler, workers, progress.
+        Fields of ``Settings``: resamples, seed, level, scheduler, workers, progress; and out,
+        where one analysis is named.
 
     Returns
     -------
@@ -55,20 +99,69 @@ def analyze(
     Raises
     ------
     RequestError
-        An unknown name, or a named analysis of which the store lacks the arrays.
+        An unknown name, or a named analysis of which the store lacks what it needs.
     """
+    given = {
+        "source": source,
+        "effects": effects,
+        "partial": partial,
+        "field": field,
+        "order": order,
+        "part": part,
+        "tokens": tokens,
+        "kl_share": kl_share,
+        "overlap_least": overlap_least,
+    }
+    out: Path | None = settings.get("out")
+    _check(names, field, out)
+    run = open(store)
+    chosen = names or [name for name in ANALYSES if _available(run, name, given)]
+    say = report or (lambda _: None)
+    found = {}
+    for name in chosen:
+        say(f"{name}: computing{f' from {source}' if 'source' in _ARGUMENTS[name] else ''}")
+        arguments = {key: given[key] for key in _ARGUMENTS[name]}
+        result = ANALYSES[name](run, **arguments, **settings)
+        for sentence in _sentences(name, result):
+            say(f"{name}: {sentence}")
+        saved = StorePaths(run.snapshots[0].root).analysis(str(result.attrs["analysis"]))
+        found[name] = out or saved
+    return found
+
+
+def _check(names: Sequence[str] | None, field: str | None, out: Path | None) -> None:
     unknown = [name for name in names or () if name not in ANALYSES]
     if unknown:
         raise RequestError(
             f"unknown analysis {', '.join(unknown)}; there are {', '.join(ANALYSES)}"
         )
-    run = open(store)
-    chosen = names or [name for name in ANALYSES if run.has(_NEEDED[source][name])]
-    say = report or (lambda _: None)
-    found = {}
-    for name in chosen:
-        say(f"{name}: computing from {source}")
-        result = ANALYSES[name](run, source, **settings)
-        say(f"{name}: {int(result['count'].sel(token_set='all'))} rows")
-        found[name] = StorePaths(run.snapshots[0].root).analysis(str(result.attrs["analysis"]))
-    return found
+    if "depth_score" in (names or ()) and field is None:
+        raise RequestError(
+            "depth_score needs --level FIELD, the field of documents.parquet that holds the level"
+        )
+    if out is not None and len(names or ()) != 1:
+        raise RequestError("--out takes the result of one analysis: name one")
+
+
+def _available(run: Run, name: str, given: dict[str, Any]) -> bool:
+    """Whether an analysis that was not asked for by name can be run."""
+    needed = _NEEDED[given["source"]]
+    if name == "depth":
+        return all(run.has(array) for array in needed.values())
+    if name in needed:
+        return run.has(needed[name])
+    if name == "depth_score":
+        return given["field"] is not None
+    if given["effects"] is not None:
+        return True
+    try:
+        open_effects(run, partial=given["partial"])
+    except RequestError:
+        return False
+    return True
+
+
+def _sentences(name: str, result: xr.Dataset) -> list[str]:
+    if name in _SENTENCES:
+        return _SENTENCES[name](result)
+    return [f"{int(result['count'].sel(token_set='all'))} rows"]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from .bootstrap import RatioBootstrap
 
@@ -62,6 +61,9 @@ def trend(levels: Floats, scores: Floats, *, resamples: int, seed: int, confiden
         return Trend(np.nan, np.nan, np.nan, np.nan, np.nan, len(x))
     tau, p = (np.nan, np.nan)
     if len(np.unique(y)) > 1:
+        # Imported here: scipy.stats takes a second that no reader of a store should wait for.
+        from scipy import stats
+
         tau, p = stats.kendalltau(x, y, variant="b")
     # Centred, so that the moments below do not cancel.
     x, y = x - x.mean(), y - y.mean()

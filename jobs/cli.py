@@ -11,13 +11,14 @@ from typing import Any
 import click
 from depthscope.storage.errors import RequestError
 
+from .analyze_command import analyze
+from .corpus_command import corpus
 from .environment import set_environment
 from .errors_to_exit import FAILED, SUCCESS, WRONG_REQUEST, exit_codes, say
 from .intervene_spec import InterveneSpec
 from .options import options_of, resolve
 from .plan_spec import PlanSpec
 from .progress import Progress, Silent, progress_for_terminal
-from .slurm import dask_scheduler
 from .spec import ExtractSpec
 from .submit_command import jobs, submit
 
@@ -34,6 +35,8 @@ def cli() -> None:
     """What does each layer of a language model do, and does the model use its depth?"""
 
 
+cli.add_command(analyze)
+cli.add_command(corpus)
 cli.add_command(submit)
 cli.add_command(jobs)
 
@@ -141,51 +144,6 @@ def verify(store: Path, repair: bool, as_json: bool, quiet: bool) -> int:
     lines = [f"{store}: {found.sentence}", *found.problems]
     _answer(as_json, asdict(found), "\n".join(lines))
     return FAILED if found.problems and not (repair and found.state != "damaged") else SUCCESS
-
-
-@cli.command()
-@click.argument("store", type=_STORE)
-@click.argument("names", nargs=-1)
-@click.option(
-    "--source",
-    type=click.Choice(["statistics", "activations"]),
-    default="statistics",
-    help="Reduce the worker's statistics, or compute again from stored activations.",
-)
-@click.option(
-    "--scheduler",
-    help="Where Dask computes: threads, local (processes; default in a Slurm allocation), or the "
-    "address of a scheduler.",
-)
-@click.option("--slurm-workers", type=int, help="Compute on so many Dask workers under Slurm.")
-@click.option("--seed", type=int, default=0, help="Seed of the bootstrap.")
-@_json_flag
-@_quiet_flag
-def analyze(
-    store: Path,
-    names: tuple[str, ...],
-    source: str,
-    scheduler: str | None,
-    slurm_workers: int | None,
-    seed: int,
-    as_json: bool,
-    quiet: bool,
-) -> int:
-    """Reduce a store to results: contributions, lens."""
-    from depthscope.analysis import analyze as reduce
-
-    progress = _progress(quiet)
-    results = reduce(
-        store,
-        names or None,
-        source="activations" if source == "activations" else "statistics",
-        scheduler=dask_scheduler(scheduler, slurm_workers),
-        seed=seed,
-        report=progress.message,
-    )
-    content = {name: str(path) for name, path in results.items()}
-    _answer(as_json, content, "\n".join(f"{name}: {path}" for name, path in content.items()))
-    return SUCCESS
 
 
 @cli.command()

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from depthscope.storage.errors import RequestError
 
@@ -60,12 +61,24 @@ def make_demo_corpus(path: Path, seed: int = 0, documents: int = 240) -> None:
     Raises:
         RequestError: ``documents`` is below 1, or more than can be made without repeating one.
     """
-    made = demo_documents(seed, documents)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    save_jsonl(path, [asdict(document) for document in demo_documents(seed, documents)])
+
+
+def save_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as JSONL; the file appears complete or not at all.
+
+    Raises:
+        RequestError: the file cannot be written.
+    """
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    lines = (json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in made)
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RequestError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def demo_documents(seed: int = 0, documents: int = 240) -> list[DemoDocument]:
@@ -102,7 +115,11 @@ def _new(
 
 
 def _arithmetic(random_source: random.Random, turn: int) -> DemoDocument:
-    depth = ARITHMETIC_DEPTHS[turn % len(ARITHMETIC_DEPTHS)]
+    return arithmetic(random_source, ARITHMETIC_DEPTHS[turn % len(ARITHMETIC_DEPTHS)])
+
+
+def arithmetic(random_source: random.Random, depth: int) -> DemoDocument:
+    """A sum of ``depth`` operations whose running total stays between 0 and 99."""
     total = random_source.randint(2, 30)
     expression = str(total)
     for _ in range(depth):
@@ -130,6 +147,12 @@ def _word_problem(random_source: random.Random, turn: int) -> DemoDocument:
 
 
 def _two_hop(random_source: random.Random, turn: int) -> DemoDocument:
+    question, answer = two_hop_question(random_source, turn)
+    return _asked("two_hop", 2, random_source.choice(_TWO_HOP_FRAMES), question, answer)
+
+
+def two_hop_question(random_source: random.Random, turn: int) -> tuple[str, str]:
+    """A question that joins two facts, and its answer; ``turn`` decides its form."""
     of_country = {country: (capital, currency) for country, capital, currency in facts.COUNTRIES}
     form = turn % 4
     if form == 0:
@@ -144,7 +167,7 @@ def _two_hop(random_source: random.Random, turn: int) -> DemoDocument:
         asked = "What is the capital of" if form == 2 else "Which currency is used in"
         question = f"{asked} the country where {landmark} stands?"
         answer = capital if form == 2 else currency
-    return _asked("two_hop", 2, random_source.choice(_TWO_HOP_FRAMES), question, answer)
+    return question, answer
 
 
 def _plain(random_source: random.Random, turn: int) -> DemoDocument:

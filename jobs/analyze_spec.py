@@ -1,0 +1,63 @@
+"""What an analysis is asked to do: one value, from the command line, YAML or Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+
+Text = Annotated[str, BeforeValidator(str)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class AnalyzeSpec(BaseModel):
+    """Everything that decides the results of `depthscope analyze`, and where they are computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    source: Literal["statistics", "activations"] = "statistics"
+    """Reduce the worker's statistics, or compute again from stored activations."""
+
+    effects: str | None = None
+    """Name of the intervention sweep for interactions and depth_score (default: the only one)."""
+
+    partial: bool = False
+    """Use an unfinished sweep as far as it is committed."""
+
+    level: Text | None = None
+    """Field of the documents that holds their level, for depth_score."""
+
+    levels: Text | None = None
+    """Levels to use, in their order, joined by commas (default: all; numbers sorted as numbers)."""
+
+    part: Literal["layer", "attention", "mlp"] = "layer"
+    """The part whose changes make the depth score."""
+
+    tokens: Literal["content", "all"] = "content"
+    """Tokens for depth: without first positions and special tokens, or all."""
+
+    kl_share: Share = 0.5
+    """depth: the lens's divergence counts as settled below this share of its largest."""
+
+    overlap_least: Share = 0.3
+    """depth: the lens's best five guesses count as settled above this overlap."""
+
+    resamples: PositiveInt = 1000
+    """Resamples of the bootstrap over documents."""
+
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    confidence: Share = 0.95
+    """Coverage of the intervals."""
+
+    out: Path | None = None
+    """Where to save the one result that is named (default: in the store)."""
+
+    scheduler: str | None = None
+    """Where Dask computes: threads, local (processes; default in a Slurm allocation), or the
+    address of a scheduler."""
+
+    slurm_workers: int | None = None
+    """Compute on so many Dask workers under Slurm."""
