@@ -34,29 +34,32 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
+def make_llama(folder: Path, *, layers: int, seed: int, max_shard_size: str = "1GB") -> None:
+    """Save a random Llama of width 32 in float32, with a tokenizer of bytes."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size=max_shard_size)
+    byte_tokenizer().save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 3 layers and width 32, in float32."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(7)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            initializer_range=0.2,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=1,
-            pad_token_id=0,
-        )
-    )
-    model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    make_llama(folder, layers=3, seed=7)
     return folder
 
 
@@ -106,18 +109,13 @@ def depthscope(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """One real Ray cluster for the whole session; its address."""
+    """One real Ray cluster of two nodes for the whole session; its address."""
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 4,
-            "object_store_memory": 100 << 20,
-            "include_dashboard": False,
-        },
-    )
+    node = {"num_cpus": 2, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster.add_node(**node)
     yield str(cluster.address)
     ray.shutdown()
     cluster.shutdown()

@@ -9,6 +9,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from depthscope.storage.verify import verify
+
+from ..conftest import sentences, write_jsonl
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["depthscope.jobs.extract", "transformers.models.llama"])
 
@@ -39,6 +43,30 @@ def data_bytes(store: Path) -> dict[str, bytes]:
         and not {"commits", "partial", "analysis"} & set(path.relative_to(store).parts)
         and path.name not in {"run.json", "driver.lock", "failures.jsonl"}
     }
+
+
+def request(model: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Options of an extraction of 80 documents in this process, made in a folder of its own."""
+    records: list[dict[str, object]] = [{"text": text} for text in sentences(80, seed=1)]
+    return {
+        "model": str(model),
+        "data": (str(write_jsonl(folder / "corpus.jsonl", records)),),
+        "engine": "process",
+        "batch_tokens": 128,
+        "threads": 1,
+        "sublayers": True,
+        "lens_rows": "9",
+        **changes,
+    }
+
+
+def check_same(store: Path, expected: dict[str, bytes]) -> None:
+    """The store is complete and sound, and every data byte is as expected."""
+    status = verify(store)
+    assert (status.state, status.problems) == ("complete", [])
+    ours = data_bytes(store)
+    assert ours.keys() == expected.keys()
+    assert [name for name in ours if ours[name] != expected[name]] == []
 
 
 def wait_for(condition: Any, seconds: float = 60) -> None:

@@ -14,8 +14,7 @@ import pytest
 from depthscope.jobs import ExtractSpec, extract
 from depthscope.storage.verify import verify
 
-from ..conftest import sentences, write_jsonl
-from .processes import REFUSED, data_bytes, start, start_tasks, wait_for
+from .processes import REFUSED, check_same, data_bytes, request, start, start_tasks, wait_for
 
 SEED = 20250513
 KILLS_IN_PROCESS = 24
@@ -26,18 +25,7 @@ PAUSE = 0.01
 @pytest.fixture(scope="module")
 def options(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("kill")
-    records: list[dict[str, object]] = [{"text": t} for t in sentences(80, seed=1)]
-    return {
-        "model": str(tiny_model),
-        "data": (str(write_jsonl(folder / "corpus.jsonl", records)),),
-        "out": folder / "undisturbed",
-        "engine": "process",
-        "task_rows": 256,
-        "batch_tokens": 128,
-        "threads": 1,
-        "sublayers": True,
-        "lens_rows": "9",
-    }
+    return request(tiny_model, folder, out=folder / "undisturbed", task_rows=256)
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +35,8 @@ def undisturbed(options: dict[str, Any]) -> dict[str, bytes]:
 
 
 def finished(store: Path, undisturbed: dict[str, bytes]) -> None:
-    """The store is complete, sound, and the same as if nothing had happened."""
-    status = verify(store)
-    assert (status.state, status.problems) == ("complete", [])
-    ours = data_bytes(store)
-    assert ours.keys() == undisturbed.keys()
-    assert [name for name in ours if ours[name] != undisturbed[name]] == []
+    """The store is the same as if nothing had happened, and nothing stands beside it."""
+    check_same(store, undisturbed)
     assert not [path for path in store.parent.iterdir() if "preparing" in path.name]
 
 

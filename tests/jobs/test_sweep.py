@@ -11,18 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from depthscope.jobs import ExtractSpec, extract
 from depthscope.jobs.engines import make_pool
 from depthscope.pipeline import task_sweep
 from depthscope.pipeline.layer_stack import LayerStack
 from depthscope.storage.commits import CommitLog
 from depthscope.storage.errors import RequestError, WorkFailed
-from depthscope.storage.verify import verify
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from ..conftest import VOCABULARY, byte_tokenizer, sentences, write_jsonl
-from .processes import data_bytes, start, wait_for
+from ..conftest import make_llama
+from .processes import check_same, data_bytes, request, start, wait_for
 
 SEED = 20261122
 KILLS = 12
@@ -33,23 +30,7 @@ LAYERS = 6
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 6 layers whose weights lie in several files, layer by layer."""
     folder = tmp_path_factory.mktemp("models") / "deep"
-    torch.manual_seed(11)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="60KB")
-    byte_tokenizer().save_pretrained(folder)
+    make_llama(folder, layers=LAYERS, seed=11, max_shard_size="60KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     return folder
 
@@ -57,34 +38,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def options(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("sweep")
-    records: list[dict[str, object]] = [{"text": t} for t in sentences(80, seed=1)]
-    return {
-        "model": str(model),
-        "data": (str(write_jsonl(folder / "corpus.jsonl", records)),),
-        "out": folder / "resident",
-        "engine": "process",
-        "schedule": "resident",
-        "task_rows": 512,
-        "batch_tokens": 128,
-        "threads": 1,
-        "sublayers": True,
-        "lens_rows": "9",
-    }
+    out = folder / "resident"
+    return request(model, folder, out=out, task_rows=512, schedule="resident")
 
 
 @pytest.fixture(scope="module")
 def resident(options: dict[str, Any]) -> dict[str, bytes]:
     extract(ExtractSpec(**options))
     return data_bytes(options["out"])
-
-
-def the_same(store: Path, expected: dict[str, bytes]) -> None:
-    """The store is complete and sound, nothing is carried any more, every data byte agrees."""
-    status = verify(store)
-    assert (status.state, status.problems) == ("complete", [])
-    ours = data_bytes(store)
-    assert ours.keys() == expected.keys()
-    assert [name for name in ours if ours[name] != expected[name]] == []
 
 
 def sweep(options: dict[str, Any], store: Path, **changes: Any) -> dict[str, Any]:
@@ -111,7 +72,7 @@ def test_the_same_store_as_resident(
 ) -> None:
     extract(ExtractSpec(**(options | changes | {"out": tmp_path / "resident"})))
     extract(ExtractSpec(**sweep(options, tmp_path / "sweep", **changes)))
-    the_same(tmp_path / "sweep", data_bytes(tmp_path / "resident"))
+    check_same(tmp_path / "sweep", data_bytes(tmp_path / "resident"))
 
 
 def test_every_point_has_a_commit_of_its_own(
@@ -122,7 +83,7 @@ def test_every_point_has_a_commit_of_its_own(
     assert done.committed == done.tasks > 2
     names = {path.stem for path in CommitLog(store).files(0)}
     assert names == {"0-1", *(f"{p}-{p}" for p in range(2, LAYERS + 1))}
-    the_same(store, resident)
+    check_same(store, resident)
 
 
 @pytest.mark.parametrize("place", ["host", "store"])
@@ -133,7 +94,7 @@ def test_wherever_the_stream_lives(
         return make_pool(replace(settings, residual=place, tasks_at_once=2), spec)
 
     extract(ExtractSpec(**sweep(options, tmp_path / "store")), pool=choose)
-    the_same(tmp_path / "store", resident)
+    check_same(tmp_path / "store", resident)
 
 
 @pytest.mark.parametrize("points", ["all", "0,3"])
@@ -160,7 +121,7 @@ def test_killed_sweeps_go_on(options: dict[str, Any], tmp_path: Path, points: st
             if kills == KILLS // 2:
                 extract(ExtractSpec(**sweep(options, store, **changes)))
                 break
-        the_same(store, expected)
+        check_same(store, expected)
         finishes += 1
 
 
@@ -193,7 +154,7 @@ def test_a_killed_sweep_goes_on_at_the_layer_it_had_reached(
     before = {task: log.reached(task) for task in range(len(list(log.paths.commits.iterdir())))}
     extract(ExtractSpec(**sweep(options, store)))
     assert min(layers) == min(before.values()) - 1
-    the_same(store, resident)
+    check_same(store, resident)
 
 
 def test_layers_before_a_damaged_file_are_committed(
@@ -235,7 +196,7 @@ def test_a_sweep_goes_on_where_a_resident_run_left_off_and_back(
     process.kill()
     process.join()
     extract(ExtractSpec(**(options | {"out": store})))
-    the_same(store, resident)
+    check_same(store, resident)
 
 
 def test_the_stream_is_carried_now_and_then_where_the_store_lacks_it(
@@ -264,7 +225,7 @@ def test_the_stream_is_carried_now_and_then_where_the_store_lacks_it(
     monkeypatch.setattr(task_sweep.TaskSweep, "run_layer", noting)
     extract(ExtractSpec(**sweep(options, store, **changes)))
     assert min(layers) == 4
-    the_same(store, data_bytes(tmp_path / "resident"))
+    check_same(store, data_bytes(tmp_path / "resident"))
 
 
 def test_damaged_carried_files_start_the_task_anew(
@@ -283,9 +244,47 @@ def test_damaged_carried_files_start_the_task_anew(
         damaged += 1
     assert damaged
     extract(ExtractSpec(**sweep(options, store)))
-    the_same(store, resident)
+    check_same(store, resident)
 
 
 def test_too_little_memory_says_how_much_is_needed(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"--memory .* too little .* needs"):
         extract(ExtractSpec(**sweep(options, tmp_path / "store", memory="10KB")))
+
+
+@pytest.mark.parametrize("experts", ["one", "several"])
+def test_experts_are_streamed_where_a_layer_does_not_fit(
+    options: dict[str, Any], tmp_path: Path, experts: str
+) -> None:
+    torch.manual_seed(5)
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        moe_intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=8,
+        num_experts_per_tok=2,
+        # A dense layer among them.
+        mlp_only_layers=[1],
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
+    folder = tmp_path / "moe"
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    own = {"model": str(folder), "out": tmp_path / "resident"}
+    extract(ExtractSpec(**(options | own)))
+    one = 3 * 32 * 48 * 4
+
+    def choose(settings: Any, spec: ExtractSpec) -> Any:
+        budget = 2 * one if experts == "one" else 6 * one
+        return make_pool(replace(settings, expert_memory=budget), spec)
+
+    request = ExtractSpec(**sweep(options, tmp_path / "sweep", model=str(folder)))
+    extract(request, pool=choose)
+    the_same(tmp_path / "sweep", data_bytes(tmp_path / "resident"))
