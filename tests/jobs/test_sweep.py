@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from depthscope.jobs import ExtractSpec, extract
 from depthscope.jobs.engines import make_pool
 from depthscope.pipeline import task_sweep
 from depthscope.pipeline.layer_stack import LayerStack
 from depthscope.storage.commits import CommitLog
 from depthscope.storage.errors import RequestError, WorkFailed
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from ..conftest import make_llama
+from ..conftest import VOCABULARY, byte_tokenizer, make_llama
 from .processes import check_same, data_bytes, request, start, wait_for
 
 SEED = 20261122
@@ -287,4 +289,4 @@ def test_experts_are_streamed_where_a_layer_does_not_fit(
 
     request = ExtractSpec(**sweep(options, tmp_path / "sweep", model=str(folder)))
     extract(request, pool=choose)
-    the_same(tmp_path / "sweep", data_bytes(tmp_path / "resident"))
+    check_same(tmp_path / "sweep", data_bytes(tmp_path / "resident"))
