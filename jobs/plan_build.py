@@ -98,6 +98,7 @@ def select(spec: PlanSpec, costs: ModelCosts, corpus: CorpusSize, *, on_host: bo
         packed=packed,
         task_rows=spec.task_rows or 1,
         lens_memory=int(spec.lens_memory),
+        row_share=_share(spec.rows),
     )
     planes = selection.planes(0, len(costs.layers))
     if not (planes or selection.statistics or selection.lens_rows):
@@ -117,6 +118,18 @@ def _lens_rows(text: str, corpus: CorpusSize) -> int:
             "number that the selection comes to"
         )
     return min(corpus.rows, int(text) * max(1, round(corpus.rows / corpus.documents)))
+
+
+def _share(text: str) -> float:
+    try:
+        share = 1.0 if text == "all" else float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise RequestError(
+            f"--rows {text!r}: a plan takes all, or the share of the rows, such as 0.25"
+        )
+    return share
 
 
 def _corpus(spec: PlanSpec, named: NamedConfig, costs: ModelCosts) -> CorpusSize:

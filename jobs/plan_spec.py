@@ -61,6 +61,9 @@ class PlanSpec(CorpusSpec):
     sublayers: bool = False
     """Store what attention and MLP add to the stream, too."""
 
+    rows: Text = "all"
+    """Rows whose activations are stored: all, or their share, such as 0.25."""
+
     statistics: bool = True
     """Measure norms, norm ratios and cosines of every row."""
 

@@ -57,19 +57,23 @@ class Case:
             return 0
         return 4 * self.costs.vocabulary * self.costs.hidden + self.selection.lens_memory
 
+    def planes(self, first: int, last: int) -> float:
+        """Planes that a row of some layers stores, on average over all rows."""
+        return self.selection.planes(first, last) * self.selection.row_share
+
     def row_bytes(self, first: int, last: int) -> float:
         """Bytes written for a row of some layers; with the last come the numbers."""
         numbers = self.volume.number_bytes / self.corpus.rows
-        planes = self.selection.planes(first, last) * self.volume.plane_bytes
+        planes = self.planes(first, last) * self.volume.plane_bytes
         return planes + (numbers if last == len(self.costs.layers) else 0.0)
 
     def blocks(self, first: int, last: int) -> int:
         """Bytes of a worker's two blocks of stored rows."""
-        planes, hidden = self.selection.planes(first, last), self.costs.hidden
+        planes, hidden = self.planes(first, last), self.costs.hidden
         every = max(1, self.selection.planes(0, len(self.costs.layers)))
         rows = max(4 * self.selection.batch_tokens, WINDOW_BYTES // (every * hidden * 4))
         rows = min(rows, self.selection.task_rows) + self.corpus.longest
-        return 2 * planes * rows * hidden * self.selection.store_itemsize
+        return int(2 * planes * rows * hidden * self.selection.store_itemsize)
 
     def statistics_bytes(self, rows: int) -> int:
         """Bytes of the statistics of so many rows."""
@@ -98,8 +102,7 @@ class Case:
         """Seconds of a row's way from device to host."""
         if self.site.on_host:
             return 0.0
-        planes = self.selection.planes(first, last)
-        size = planes * self.costs.hidden * self.selection.store_itemsize
+        size = self.planes(first, last) * self.costs.hidden * self.selection.store_itemsize
         return size / self.site.devices.kind.link
 
     def lens_seconds(self) -> float:

@@ -106,9 +106,8 @@ def _host_bytes(case: Case, layers: tuple[int, int]) -> int:
     blocks = case.blocks(*layers)
     staging = 0
     if not case.site.on_host:
-        planes = case.selection.planes(*layers)
-        row = planes * case.costs.hidden * case.selection.store_itemsize
-        staging = 2 * row * case.batch_tokens
+        row = case.planes(*layers) * case.costs.hidden * case.selection.store_itemsize
+        staging = int(2 * row * case.batch_tokens)
     return blocks + staging + case.statistics_bytes(2 * case.selection.task_rows)
 
 
@@ -186,7 +185,7 @@ def _stage_seconds(case: Case, stage: StageEstimate) -> float:
     """Seconds of a row on one device; the lens is the last one's."""
     first, last = stage.layers
     speed = case.speed
-    taken = sum(speed.layers[first:last]) + speed.plane * case.selection.planes(first, last)
+    taken = sum(speed.layers[first:last]) + speed.plane * case.planes(first, last)
     if first == 0:
         taken += speed.frame
     if last == len(speed.layers):

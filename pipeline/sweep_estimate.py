@@ -68,7 +68,6 @@ def sweep(case: Case) -> ScheduleEstimate:
 def sweep_needs(case: Case) -> SweepNeeds:
     """What decides the memory of one sweep worker."""
     costs, selection, volume = case.costs, case.selection, case.volume
-    every = selection.points == tuple(range(len(costs.layers) + 1))
     share = volume.rows_run / case.corpus.rows
     return SweepNeeds(
         layer_bytes=costs.layer_bytes,
@@ -80,7 +79,7 @@ def sweep_needs(case: Case) -> SweepNeeds:
         task_rows=int(min(selection.task_rows, case.corpus.rows) * share),
         batch_tokens=case.batch_tokens,
         planes=(1 if selection.points else 0) + (2 if selection.sublayers else 0),
-        stores_stream=every and selection.store_dtype == costs.dtype,
+        stores_stream=selection.holds_stream(len(costs.layers), costs.dtype),
         statistics=selection.statistics,
         vocabulary=costs.vocabulary,
         lens_rows=min(selection.lens_rows, selection.task_rows),
@@ -92,8 +91,7 @@ def sweep_needs(case: Case) -> SweepNeeds:
 
 def _places(case: Case) -> list[Residual]:
     places: list[Residual] = ["host"] if case.site.on_host else ["device", "host"]
-    every = case.selection.points == tuple(range(len(case.costs.layers) + 1))
-    if every and case.selection.store_dtype == case.costs.dtype:
+    if case.selection.holds_stream(len(case.costs.layers), case.costs.dtype):
         places.append("store")
     return places
 
@@ -152,7 +150,7 @@ def _layer_seconds(
     site, speed, count = case.site, case.speed, case.site.devices.count
     point = case.costs.point_bytes()
     written = case.row_bytes(layer, layer + 1)
-    planes = case.selection.planes(layer, layer + 1)
+    planes = case.planes(layer, layer + 1)
     computing = rows * (speed.layers[layer] + speed.plane * planes + case.stolen(written))
     # On a processor, reading and the two small files of what is carried take the model's cores.
     computing += size * speed.load * speed.stolen + rows * speed.call

@@ -100,6 +100,8 @@ class Selection:
         Rows of a task.
     lens_memory
         Largest rows × vocabulary array of the lens.
+    row_share
+        Share of the rows whose activations are stored.
     """
 
     points: tuple[int, ...]
@@ -112,6 +114,7 @@ class Selection:
     packed: bool
     task_rows: int
     lens_memory: int = 128 << 20
+    row_share: float = 1.0
 
     @property
     def store_itemsize(self) -> int:
@@ -123,6 +126,11 @@ class Selection:
         own = sum(first < point <= last or point == first == 0 for point in self.points)
         return own + (2 * (last - first) if self.sublayers else 0)
 
+    def holds_stream(self, layers: int, dtype: str) -> bool:
+        """Whether the store gets every row of every point in the model's own dtype."""
+        every = self.points == tuple(range(layers + 1))
+        return every and self.row_share == 1 and self.store_dtype == dtype
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -133,7 +141,7 @@ class Volume:
     plane_bytes
         Of one row at one plane, as written.
     plane_rows
-        Rows × planes.
+        Stored rows × planes.
     number_bytes
         Of all statistics and lens values.
     files
@@ -162,7 +170,10 @@ def volume(costs: ModelCosts, corpus: CorpusSize, selection: Selection) -> Volum
     layers, rows = len(costs.layers), corpus.rows
     tasks = -(-rows // selection.task_rows)
     planes = selection.planes(0, layers)
-    numbers, files = 0, planes * tasks
+    stored = max(1, round(rows * selection.row_share))
+    row_bytes = costs.hidden * selection.store_itemsize
+    cut = selection_layout(stored, rows, selection.task_rows, row_bytes)
+    numbers, files = 0, planes * -(-stored // cut.rows_per_shard)
     if selection.statistics:
         numbers += rows * layers * N_STATISTICS * _NUMBER
         files += _STATISTICS_ARRAYS * tasks
@@ -176,8 +187,8 @@ def volume(costs: ModelCosts, corpus: CorpusSize, selection: Selection) -> Volum
     firsts, sample = _first_rows(corpus, 256 * selection.task_rows)
     twice = crossing_rows(firsts, sample, selection.task_rows) / sample
     return Volume(
-        plane_bytes=costs.hidden * selection.store_itemsize * ratio,
-        plane_rows=planes * rows,
+        plane_bytes=row_bytes * ratio,
+        plane_rows=planes * stored,
         number_bytes=numbers,
         files=files,
         tasks=tasks,

@@ -9,10 +9,14 @@ import pytest
 from depthscope.jobs.extract import extract
 from depthscope.jobs.plan_build import build_plan
 from depthscope.jobs.plan_spec import PlanSpec
+from depthscope.jobs.plan_store import plan_of_store
 from depthscope.jobs.plan_table import plan_content, plan_text, slurm_line
 from depthscope.jobs.spec import ExtractSpec
+from depthscope.pipeline.costs import model_costs
+from depthscope.pipeline.model_configs import find_config
 from depthscope.pipeline.plan import choose
 from depthscope.storage.errors import RequestError
+from depthscope.storage.run_record import RunRecord
 
 from ..conftest import Run
 
@@ -72,6 +76,7 @@ def test_measuring_is_remembered(
         ({"--memory": "lots"}, "--memory: 'lots' is no size"),
         ({"--utilisation": "3"}, "--utilisation 3 is more than the whole"),
         ({"--nodes": "0"}, "--nodes"),
+        ({"--rows": "NOT special"}, "the share of the rows"),
         ({"--dtype": "int8"}, "unknown dtype 'int8'"),
         ({"--lens-rows": "NOT special"}, "a number of documents"),
         ({"--document-tokens": "999999"}, "beyond the model's context"),
@@ -162,6 +167,30 @@ def test_text_and_json_say_the_same() -> None:
     assert f"{content['schedules']['sweep']['tokens_per_second']:,.0f}" in plan_text(found, choice)
 
 
+def test_auto_follows_the_memory(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+    """A store whose resident model does not fit is swept; one that fits nowhere is refused."""
+    store = tmp_path / "store"
+    extract(
+        ExtractSpec(
+            model=str(tiny_model), data=(str(corpus),), out=store, engine="process", rows="row < 99"
+        )
+    )
+    record = RunRecord.load(store)
+    named = find_config(str(tiny_model))
+    costs = model_costs(named.config, named.dtype)
+
+    def chosen(memory: int) -> str:
+        return choose(plan_of_store(store, record, costs, threads=1, memory=memory))
+
+    roomy = plan_of_store(store, record, costs, threads=1)
+    assert roomy.case.volume.plane_rows == 4 * 99
+    least = roomy["sweep"].host_memory
+    assert chosen(roomy["resident"].device_memory) == "resident"
+    assert chosen(least) == "sweep"
+    with pytest.raises(RequestError, match="no schedule fits"):
+        chosen(least - 1)
+
+
 @pytest.mark.parametrize("sublayers", [False, True])
 def test_bytes_and_files_of_a_real_store(
     tiny_model: Path, corpus: Path, tmp_path: Path, sublayers: bool
@@ -195,5 +224,9 @@ def test_bytes_and_files_of_a_real_store(
     # The last chunk is filled up, and checksums and indices are a few percent of small chunks.
     filled = record["tasks"] * record["task_rows"] / record["rows"]
     assert found.case.volume.nbytes * filled == pytest.approx(written, rel=0.05)
+    again = plan_of_store(store, RunRecord.load(store), found.case.costs, threads=1)
+    assert (again.case.corpus, again.case.volume) == (found.case.corpus, found.case.volume)
+    assert again.case.selection == found.case.selection
+    assert choose(again) == "resident"
     twice = found.case.volume.rows_run - found.case.corpus.rows
     assert twice == pytest.approx(record["rows_run_twice"], abs=2)
