@@ -174,6 +174,7 @@ def _settings(spec: ExtractSpec, layout: Layout, folder: Path, log: CommitLog) -
         device_memory=spec.device_memory,
         tasks_at_once=layout.tasks_at_once,
         residual=layout.residual,
+        expert_memory=layout.expert_memory,
         stages=layout.stages or 1,
         offload_folder=spec.offload_folder,
         trust_remote_code=spec.trust_remote_code,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -19,6 +19,8 @@ from .spec import ExtractSpec
 #: A worker that is given no budget takes this share of what is free, so that the machine stays
 #: usable and the page cache has room for the weights.
 SHARE = 0.5
+#: Of a budget that does not hold a layer, experts in memory take one part in so many.
+EXPERT_SHARE = 4
 #: Stages in one process, where nobody says how many.
 STAGES_IN_PROCESS = 2
 #: Rows that a sweep takes at most: far beyond what hides the reading of weights on any device.
@@ -35,6 +37,9 @@ class Layout:
         ``resident``, ``staged`` or ``sweep``.
     tasks_at_once, residual
         Of a sweep: tasks that share a reading of the weights, and where their stream lives.
+    expert_memory
+        Bytes of experts that a sweep holds at a time, where a layer does not fit; None where it
+        does.
     stages
         Of a staged model; None: as many as the cluster has nodes.
     """
@@ -43,6 +48,7 @@ class Layout:
     tasks_at_once: int = 1
     residual: Residual = "host"
     stages: int | None = 1
+    expert_memory: int | None = None
 
 
 def lay_over_devices(spec: ExtractSpec, record: RunRecord, folder: Path, open_tasks: int) -> Layout:
@@ -79,6 +85,34 @@ def _stages(spec: ExtractSpec, layers: int) -> int | None:
 
 def _sweep(spec: ExtractSpec, record: RunRecord, costs: ModelCosts, most: int) -> Layout:
     needs = sweep_needs(record, costs)
+    try:
+        return _placed(spec, record, needs, most)
+    except RequestError:
+        streamed = _streaming(needs, costs, device_budget(spec) or host_budget(spec))
+        if streamed is None:
+            raise
+        layout = _placed(spec, record, streamed, most)
+        return replace(layout, expert_memory=streamed.conversion_bytes)
+
+
+def _streaming(needs: SweepNeeds, costs: ModelCosts, memory: int) -> SweepNeeds | None:
+    """The needs of a sweep that streams experts within a layer; None for a dense model."""
+    mixtures = [layer for layer in costs.layers if layer.experts]
+    if not mixtures:
+        return None
+    pair = 2 * max(layer.expert_parameters for layer in mixtures) * costs.itemsize
+    whole = max(layer.experts for layer in mixtures) * costs.itemsize
+    return replace(
+        needs,
+        layer_bytes=[(layer.parameters - layer.experts) * costs.itemsize for layer in costs.layers],
+        conversion_bytes=min(whole, max(pair, memory // EXPERT_SHARE)),
+        # What the experts are asked, and what each of them answers.
+        answers=1 + max(layer.experts_used for layer in mixtures),
+    )
+
+
+def _placed(spec: ExtractSpec, record: RunRecord, needs: SweepNeeds, most: int) -> Layout:
+    """Where the stream lives, and how many tasks run together."""
     memory, device = host_budget(spec), device_budget(spec)
     most = max(1, min(most, MOST_ROWS // record.task_rows))
     places: list[Residual] = ["host", "store"] if device is None else ["device", "host", "store"]

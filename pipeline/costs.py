@@ -51,6 +51,9 @@ class LayerCosts:
         Positions that a token attends to at most; None: all before it.
     largest
         Parameters of the largest single tensor.
+    experts, expert_count, experts_used
+        Of a mixture of experts: parameters of all experts, how many they are, and how many of them
+        a token is sent to.
     """
 
     parameters: int
@@ -58,6 +61,14 @@ class LayerCosts:
     mixing: int
     window: int | None
     largest: int
+    experts: int = 0
+    expert_count: int = 0
+    experts_used: int = 0
+
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters of one of its experts."""
+        return self.experts // max(1, self.expert_count)
 
     def flops(self, document_tokens: float) -> float:
         """FLOPs per token of a document of that many tokens."""
@@ -210,14 +221,15 @@ def _count(module: nn.Module) -> int:
 def _layer(config: Any, number: int, block: nn.Module) -> LayerCosts:
     sizes = {name: parameter.numel() for name, parameter in block.named_parameters()}
     experts = sum(size for name, size in sizes.items() if _EXPERTS.search(name))
-    idle = 0
+    idle, mixture = 0, (0, 0, 0)
     if experts:
         count, used = _first(config, _EXPERT_COUNTS), _first(config, _EXPERTS_USED)
         if count and used:
             idle = experts // count * (count - used)
+            mixture = (experts, count, used)
     window, mixing = _attention(config, number)
     total = sum(sizes.values())
-    return LayerCosts(total, total - idle, mixing, window, max(sizes.values(), default=0))
+    return LayerCosts(total, total - idle, mixing, window, max(sizes.values(), default=0), *mixture)
 
 
 def _first(config: Any, names: tuple[str, ...]) -> int | None:

@@ -7,12 +7,13 @@ weights are then read once for the whole matrix.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 
 import torch
 from depthscope.storage.commits import Commit
 from depthscope.storage.effects import EffectsRecord
+from depthscope.storage.errors import RequestError
 from depthscope.storage.tasks import Task
 from torch import Tensor
 
@@ -130,6 +131,12 @@ class EffectsWork:
                 document = self._documents[number].ids
                 ids[line, : len(document)] = document
             group.start(frame.embed(Batch(ids, None, (), ())))
+
+    def streams(self) -> Iterable[tuple[Batch, Tensor]]:
+        """None: its branches need whole layers."""
+        raise RequestError(
+            "interventions need whole layers in memory: allow more --memory, or a smaller model"
+        )
 
     def run_layer(self, layer: int, stack: LayerStack) -> None:
         """Take every group, and every local case, through a layer."""

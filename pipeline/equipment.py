@@ -53,6 +53,8 @@ class WorkerSettings:
         Tasks that a sweep takes through each layer together; 1 for the other schedules.
     residual
         Where a sweep keeps the stream between layers: ``device``, ``host`` or ``store``.
+    expert_memory
+        Bytes of experts that a sweep holds at a time; None where whole layers fit.
     stages
         Stages that the model is cut into; 1 for the other schedules.
     node
@@ -74,6 +76,7 @@ class WorkerSettings:
     device_memory: int | None = None
     tasks_at_once: int = 1
     residual: str = "host"
+    expert_memory: int | None = None
     stages: int = 1
     node: str = ""
     offload_folder: Path | None = None

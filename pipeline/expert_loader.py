@@ -8,6 +8,7 @@ rows.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -90,10 +91,8 @@ class ExpertLoader:
         return f"{self._loader.skeleton.layer_path(self.layer)}.{self._path}"
 
     def _find(self) -> tuple[str, Any]:
-        for path, module in self._block.named_modules():
-            # What transformers gives to every module of experts that its implementations can run.
-            if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
-                return path, module
+        for path, module in _experts_of(self._block):
+            return path, module
         raise self._refusal("has no mixture of experts that can be loaded in groups")
 
     def _refusal(self, what: str) -> RequestError:
@@ -148,3 +147,15 @@ class ExpertLoader:
         )
         if lacking:
             raise self._refusal("does not store its experts one by one")
+
+
+def has_experts(loader: LayerLoader, layer: int) -> bool:
+    """Whether a layer has a mixture of experts."""
+    return any(True for _ in _experts_of(loader.skeleton.blocks[layer]))
+
+
+def _experts_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
+    for path, module in block.named_modules():
+        # What transformers gives to every module of experts that its implementations can run.
+        if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
+            yield path, module

@@ -135,10 +135,9 @@ class StreamedLayer:
         on_point: OnPoint | None = None,
         on_layer: OnLayer | None = None,
     ) -> Tensor:
-        """As `LayerStack.run`, with the answers that were collected; they are then dropped."""
+        """As `LayerStack.run`, with the answers that were collected."""
         self._hand_over(number)
         result = self._stack.run(batch, hidden, on_point, on_layer)
-        del self._routings[number]
         self._stand_in.__dict__.update(answer=None)
         return result
 
@@ -217,3 +216,45 @@ def _refuse_unlike(loader: LayerLoader, experts: Any) -> None:
             f"model type {loader.info.family!r} normalises what each expert answers, which cannot "
             "be streamed; use a device that holds the whole layer"
         )
+
+
+class StreamedStack(LayerStack):
+    """A streamed layer with the manners of a stack: micro-batches are known by themselves.
+
+    Parameters
+    ----------
+    loader, frame, layer, device, group_bytes
+        As for `StreamedLayer`.
+    """
+
+    def __init__(
+        self,
+        loader: LayerLoader,
+        frame: Frame,
+        layer: int,
+        device: torch.device,
+        group_bytes: int,
+    ) -> None:
+        self._streamed = StreamedLayer(loader, frame, layer, device, group_bytes)
+        self._checked = False
+
+    def route(self, batch: Batch, hidden: Tensor) -> None:
+        """Note what a micro-batch asks the experts."""
+        self._streamed.route(id(batch), batch, hidden)
+
+    def compute(self) -> None:
+        """Collect the experts' answers to all micro-batches."""
+        self._streamed.compute()
+
+    def run(
+        self,
+        batch: Batch,
+        hidden: Tensor,
+        on_point: OnPoint | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> Tensor:
+        """Take the stream of a routed micro-batch through the layer."""
+        if not self._checked:
+            self._streamed.check_identity(id(batch), batch, hidden)
+            self._checked = True
+        return self._streamed.run(id(batch), batch, hidden, on_point, on_layer)

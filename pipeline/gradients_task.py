@@ -16,13 +16,14 @@ may jump on the path, so the gap need not vanish: it is reported.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 import numpy as np
 import torch
 from depthscope.storage.commits import Commit
 from depthscope.storage.effects import EffectsRecord
+from depthscope.storage.errors import RequestError
 from depthscope.storage.tasks import Task
 from torch import Tensor
 
@@ -70,6 +71,12 @@ class GradientsWork:
         """Point 0 of every document."""
         for document, streams in zip(self._documents, self._streams, strict=True):
             streams.append(frame.embed(Batch(document.ids[None], None, (), ())))
+
+    def streams(self) -> Iterable[tuple[Batch, Tensor]]:
+        """None: its branches need whole layers."""
+        raise RequestError(
+            "interventions need whole layers in memory: allow more --memory, or a smaller model"
+        )
 
     def run_layer(self, layer: int, stack: LayerStack) -> None:
         """The plain pass: what the paths lead to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -10,7 +11,9 @@ from depthscope.storage.effects import EffectsRecord
 from depthscope.storage.head import Head
 from depthscope.storage.layout import StorePaths
 from depthscope.storage.tasks import Task
+from torch import Tensor
 
+from .batches import Batch
 from .effects_task import EffectsWork
 from .equipment import Equipment
 from .frame import Frame
@@ -38,6 +41,9 @@ class LayeredTask(Protocol):
 
     def embed(self, frame: Frame) -> None:
         """Make point 0; the embedding is loaded."""
+
+    def streams(self) -> Iterable[tuple[Batch, Tensor]]:
+        """Its micro-batches and their streams at the point reached."""
 
     def run_layer(self, layer: int, stack: LayerStack) -> None:
         """Take everything through a layer."""

@@ -73,7 +73,10 @@ class SweepNeeds:
     eager_heads, longest
         Heads of eager attention (0 where attention keeps no scores), longest document.
     conversion_bytes
-        What turning stored tensors into a layer's weights needs besides.
+        What turning stored tensors into a layer's weights needs besides; where experts are
+        streamed, the experts in memory.
+    answers
+        Where experts are streamed: what is kept of a token besides its stream, in units of it.
     """
 
     layer_bytes: Sequence[int]
@@ -93,6 +96,7 @@ class SweepNeeds:
     eager_heads: int = 0
     longest: int = 0
     conversion_bytes: int = 0
+    answers: int = 0
 
     @property
     def weights(self) -> int:
@@ -115,7 +119,7 @@ class SweepNeeds:
 
     def residual(self, tasks: int) -> int:
         """The stream of so many tasks between two layers."""
-        return tasks * self.task_rows * self.hidden * self.itemsize
+        return tasks * self.task_rows * self.hidden * self.itemsize * (1 + self.answers)
 
     @property
     def blocks(self) -> int:

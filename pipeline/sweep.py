@@ -26,6 +26,8 @@ from .capture import OnLayer, OnPoint
 from .clock import Clock
 from .description import ModelInfo
 from .equipment import Equipment, WorkerSettings
+from .expert_loader import has_experts
+from .expert_streaming import StreamedStack
 from .layer_loader import LayerLoader
 from .layer_stack import LayerStack
 from .layered_task import Effects, Extractions, LayeredTask
@@ -170,6 +172,11 @@ class SweepWorker:
         first = min((sweep.point for sweep in sweeps), default=layers)
         if first == layers:
             return
+        if self.settings.expert_memory is not None:
+            for layer in range(first, layers):
+                self._stream_layer(together(sweeps, layer), layer, self.settings.expert_memory)
+                self.frame.release()
+            return
         coming = self._prefetch.submit(self._load_layer, first)
         for layer in range(first, layers):
             block = coming.result()
@@ -179,6 +186,25 @@ class SweepWorker:
                 self._guarded(sweep, layer, block)
             self.frame.release()
             del block
+
+    def _stream_layer(self, sweeps: list[LayeredTask], layer: int, expert_memory: int) -> None:
+        """A layer whose experts are never in memory all at once."""
+        if not has_experts(self.loader, layer):
+            for sweep in sweeps:
+                self._guarded(sweep, layer, self._load_layer(layer))
+            return
+        streamed = StreamedStack(
+            self.loader, self.frame, layer, self.equipment.device, expert_memory
+        )
+        for sweep in sweeps:
+            for batch, hidden in sweep.streams():
+                streamed.route(batch, hidden)
+        streamed.compute()
+        for sweep in sweeps:
+            try:
+                sweep.run_layer(layer, streamed)
+            except Exception as error:
+                sweep.fail(error)
 
     def _load_layer(self, layer: int) -> nn.Module:
         if layer in self._kept:

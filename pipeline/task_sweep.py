@@ -9,6 +9,7 @@ hold the whole stream, the stream is carried as well, but no more often than eve
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 
 import torch
@@ -113,6 +114,10 @@ class TaskSweep:
         """Point 0 of every micro-batch."""
         for number, batch in enumerate(self.batches):
             self.residual.put(number, frame.embed(batch))
+
+    def streams(self) -> Iterable[tuple[Batch, torch.Tensor]]:
+        """Its micro-batches and their streams at the point reached."""
+        return ((batch, self.residual.get(number)) for number, batch in enumerate(self.batches))
 
     def run_layer(self, layer: int, stack: LayerStack) -> None:
         """Take every micro-batch through a layer, and commit the point after it.

@@ -287,6 +287,6 @@ def test_experts_are_streamed_where_a_layer_does_not_fit(
         budget = 2 * one if experts == "one" else 6 * one
         return make_pool(replace(settings, expert_memory=budget), spec)
 
-    request = ExtractSpec(**sweep(options, tmp_path / "sweep", model=str(folder)))
-    extract(request, pool=choose)
+    asked = ExtractSpec(**sweep(options, tmp_path / "sweep", model=str(folder)))
+    extract(asked, pool=choose)
     check_same(tmp_path / "sweep", data_bytes(tmp_path / "resident"))
