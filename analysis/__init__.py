@@ -12,6 +12,8 @@ from .effect_findings import depth_findings, depth_score_findings, interaction_f
 from .findings import findings
 from .interactions import interactions
 from .lens import lens
+from .linear_maps import linear_maps
+from .map_charts import map_findings
 from .query import query, run_query
 from .results import open_result
 from .store import Run, open
@@ -35,6 +37,8 @@ __all__ = [
     "interaction_findings",
     "interactions",
     "lens",
+    "linear_maps",
+    "map_findings",
     "open",
     "open_result",
     "query",

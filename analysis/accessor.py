@@ -11,6 +11,7 @@ import xarray as xr
 from depthscope.storage.errors import RequestError
 
 from .charts import Chart
+from .map_charts import map_charts
 from .result_charts import contribution_charts, lens_chart
 
 
@@ -37,6 +38,8 @@ class ResultAccessor:
             return contribution_charts(self._result, label or "model")
         if name.startswith("lens"):
             return (lens_chart(self._result, label or "model"),)
+        if name == "maps":
+            return map_charts(self._result)
         raise RequestError(
             f"there is no figure for {name or 'a dataset without the attribute analysis'}; "
             "contributions and lens have one"

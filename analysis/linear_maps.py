@@ -70,7 +70,7 @@ class MapSettings:
     scratch
         Folder for moments that do not fit; None for the system's.
     progress
-        Called with the blocks done and the blocks there are.
+        Called with the rows read and the rows to read, over all passes.
     """
 
     source_points: Sequence[int] | None = None
@@ -249,14 +249,13 @@ def _require_rows(training: NDArray[np.int64], width: int, ridges: Sequence[floa
 
 def _ticks(
     progress: Progress | None, plan: Plan, parts: Sequence[NDArray[np.int64]]
-) -> Callable[[], None]:
-    blocks = [-(-len(rows) // plan.block_rows) for rows in parts]
-    total = blocks[TRAINING] * len(plan.tiles) + blocks[VALIDATION] + blocks[TEST]
+) -> Callable[[int], None]:
+    total = len(parts[TRAINING]) * len(plan.tiles) + len(parts[VALIDATION]) + len(parts[TEST])
     done = 0
 
-    def tick() -> None:
+    def tick(rows: int) -> None:
         nonlocal done
-        done += 1
+        done += rows
         if progress is not None:
             progress(done, total)
 

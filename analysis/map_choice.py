@@ -52,7 +52,7 @@ def choose(
     ridges: Sequence[float],
     products: Products,
     spill: Spill,
-    tick: Callable[[], None],
+    tick: Callable[[int], None],
 ) -> Choice:
     """Pass over the validation rows once and choose.
 
@@ -67,7 +67,7 @@ def choose(
     products, spill
         Where to compute, and the rotated cross moments.
     tick
-        Called after every block.
+        Called after every block with its number of rows.
     """
     sources, targets = len(reader.source), len(reader.target)
     d, width = reader.source.width, reader.target.width
@@ -86,7 +86,7 @@ def choose(
             grams[source] += rotated.T @ rotated
             maps = products.put(spill.read(source))
             agreement[source] += products.get(products.agreement(rotated, y, maps, width))
-        tick()
+        tick(len(block.pairs))
     found = Choice(np.zeros((sources, targets)), np.zeros((sources, targets, d)))
     for source in range(sources):
         gram = products.get(grams[source])

@@ -96,7 +96,7 @@ def measure(
     rank: int | None,
     products: Products,
     spill: Spill,
-    tick: Callable[[], None],
+    tick: Callable[[int], None],
 ) -> Errors:
     """Pass over the held-out rows once.
 
@@ -111,7 +111,7 @@ def measure(
     products, spill
         Where to compute, and the rotated cross moments.
     tick
-        Called after every block.
+        Called after every block with its number of rows.
     """
     source, target = reader.source, reader.target
     count = int(documents[-1]) + 1 if len(documents) else 0
@@ -139,7 +139,7 @@ def measure(
             if same:
                 work.add_identity(errors, s, x, trained)
         first += len(block.pairs)
-        tick()
+        tick(len(block.pairs))
     return errors
 
 

@@ -89,7 +89,7 @@ def train(
     products: Products,
     spill: Spill,
     seed: int,
-    tick: Callable[[], None],
+    tick: Callable[[int], None],
 ) -> Trained:
     """Pass over the training rows once for every tile.
 
@@ -108,7 +108,7 @@ def train(
     seed
         Of the shuffling and the sketch.
     tick
-        Called after every block.
+        Called after every block with its number of rows.
     """
     trained = Trained(_sketch(reader.target.width, seed))
     means = np.zeros((len(reader.target), reader.target.width))
@@ -117,7 +117,7 @@ def train(
         blocks = reader.blocks(training, totals.sources, totals.targets)
         for number, block in enumerate(blocks):
             totals.add(block, number * plan.block_rows, seed)
-            tick()
+            tick(len(block.pairs))
         trained.rows = totals.rows
         means[totals.targets.start : totals.targets.stop] = totals.target_mean()
         totals.finish(trained.factors, spill)

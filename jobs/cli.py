@@ -16,9 +16,10 @@ from .corpus_command import corpus
 from .environment import set_environment
 from .errors_to_exit import FAILED, SUCCESS, WRONG_REQUEST, exit_codes, say
 from .intervene_spec import InterveneSpec
+from .map_command import map_stores
 from .options import options_of, resolve
 from .plan_spec import PlanSpec
-from .progress import Progress, Silent, progress_for_terminal
+from .progress import Progress, Silent, progress_for_terminal, ticks
 from .spec import ExtractSpec
 from .submit_command import jobs, submit
 
@@ -37,6 +38,7 @@ def cli() -> None:
 
 cli.add_command(analyze)
 cli.add_command(corpus)
+cli.add_command(map_stores)
 cli.add_command(submit)
 cli.add_command(jobs)
 
@@ -134,7 +136,7 @@ def verify(store: Path, repair: bool, as_json: bool, quiet: bool) -> int:
     from .lock import driver_lock
 
     progress = _progress(quiet)
-    tick = _ticks(progress)
+    tick = ticks(progress)
     if repair:
         with driver_lock(store):
             found = check(store, repair=True, on_progress=tick)
@@ -176,7 +178,7 @@ def query(
 
     progress = _progress(quiet)
     result = run_query(
-        store, sql, points=points, out=out, partial=partial, progress=_ticks(progress)
+        store, sql, points=points, out=out, partial=partial, progress=ticks(progress)
     )
     progress.close()
     if out is not None:
@@ -227,19 +229,6 @@ def demo(out: Path, engine: str, quiet: bool) -> int:
 
 def _progress(quiet: bool) -> Progress:
     return Silent() if quiet else progress_for_terminal()
-
-
-def _ticks(progress: Progress) -> Any:
-    started = False
-
-    def tick(done: int, total: int) -> None:
-        nonlocal started
-        if not started:
-            progress.start(total, 0)
-            started = True
-        progress.tick(done, {})
-
-    return tick
 
 
 def _answer(as_json: bool, content: dict[str, Any], text: str) -> None:

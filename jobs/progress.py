@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -134,3 +134,17 @@ def split(seconds: Mapping[str, float]) -> str:
 def progress_for_terminal() -> Progress:
     """A bar where stderr is a terminal, plain lines elsewhere."""
     return Bar() if sys.stderr.isatty() else Lines()
+
+
+def ticks(progress: Progress) -> Callable[[int, int], None]:
+    """A function that takes the steps done and the steps there are, and shows them."""
+    started = False
+
+    def tick(done: int, total: int) -> None:
+        nonlocal started
+        if not started:
+            progress.start(total, 0)
+            started = True
+        progress.tick(done, {})
+
+    return tick
