@@ -20,7 +20,6 @@ from pathlib import Path
 
 import psutil
 
-NETWORK = "10.213.87"
 REPOSITORY = Path(__file__).parent.parent.parent
 
 
@@ -112,15 +111,18 @@ class Network:
 
     folder: Path
     names: Sequence[str]
+    subnet: str = "10.213.87"
     machines: dict[str, Machine] = field(default_factory=dict)
     login: Machine = field(init=False)
 
     def __post_init__(self) -> None:
         self.mark = "ds" + secrets.token_hex(3)
-        self.login = Machine("login", f"{self.mark}-login", f"{NETWORK}.1", self.folder / "login")
+        self.login = Machine(
+            "login", f"{self.mark}-login", f"{self.subnet}.1", self.folder / "login"
+        )
         for number, name in enumerate(self.names):
             self.machines[name] = Machine(
-                name, f"{self.mark}-{name}", f"{NETWORK}.{11 + number}", self.folder / name
+                name, f"{self.mark}-{name}", f"{self.subnet}.{11 + number}", self.folder / name
             )
 
     @property

@@ -79,6 +79,12 @@ def test_wrappers_are_clean() -> None:
     assert shellcheck(*sorted((ROOT / "deploy" / "slurm").glob("*.sh"))) == ""
 
 
+def test_the_container_file_is_clean() -> None:
+    command = [str(PROGRAMS / "hadolint"), str(ROOT / "deploy" / "Containerfile")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
 def test_an_array_has_one_choice_per_line(tmp_path: Path) -> None:
     each = tmp_path / "each"
     each.write_text("--out 'store a'\n\n--out b --points none\n")
