@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -126,7 +127,11 @@ def _slurm_settings() -> dict[str, Any]:
         "protocol": "tls",
         "security": _certificates(),
         "shared_temp_directory": os.environ.get("DEPTHSCOPE_FOLDER") or str(Path.cwd()),
-        "scheduler_options": {"dashboard": False, "dashboard_address": None},
+        "scheduler_options": {
+            **(configured.get("scheduler-options") or {}),
+            "dashboard": False,
+            "dashboard_address": None,
+        },
     }
 
 
@@ -153,6 +158,18 @@ def _certificates() -> Any:
     from distributed.security import Security
 
     return Security.temporary()
+
+
+def workers_now() -> int:
+    """Workers that the surrounding block computes on; 1 for the threads of this process."""
+    if "distributed" not in sys.modules:
+        return 1
+    from distributed import get_client
+
+    try:
+        return max(1, len(get_client().scheduler_info()["workers"]))
+    except ValueError:
+        return 1
 
 
 class TaskProgress(Callback):  # type: ignore[misc]

@@ -44,9 +44,10 @@ class Study:
             words += [f"--{name.replace('_', '-')}", str(value)]
         return words
 
-    def submit(self, store: Path, *more: str) -> str:
+    def submit(self, store: Path, *more: str, pause: float = 1) -> str:
         """Submit it to both nodes; Slurm's id of the job."""
-        return self.slurm.submit(*self.command(store), "--nodes", "2", *SMALL, *more)
+        words = [*self.command(store), "--nodes", "2", *SMALL, *more]
+        return self.slurm.submit(*words, pause=pause)
 
     def is_whole(self, store: Path) -> None:
         """The store is complete, sound, and the same as if nothing had happened."""

@@ -21,6 +21,7 @@ PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "iproute2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
 CONTROLLER_PORT, NODE_PORT = 6817, 6818
 CPUS, MEMORY = 4, 6000
+SLOW = Path(__file__).parent / "slow"
 
 SETTINGS = """
 ClusterName=depthscope
@@ -140,9 +141,15 @@ class Slurm:
         done = self.run("depthscope", *words, check=check, timeout=timeout)
         return done.stdout if done.returncode == 0 else done.stderr
 
-    def submit(self, *words: str) -> str:
-        """Submit a job through depthscope; Slurm's id of it."""
-        return str(json.loads(self.depthscope("submit", *words, "--json"))["job"])
+    def submit(self, *words: str, pause: float = 0) -> str:
+        """Submit a job through depthscope; Slurm's id of it.
+
+        ``pause`` seconds are slept before every pass of its model.
+        """
+        # The batch job takes the environment of its submission along, as Slurm's default is.
+        slow = {"PYTHONPATH": str(SLOW), "TEST_PAUSE": str(pause)} if pause else {}
+        done = self.run("depthscope", "submit", *words, "--json", timeout=120, **slow)
+        return str(json.loads(done.stdout)["job"])
 
     def log(self, number: str) -> str:
         """What a job has printed."""

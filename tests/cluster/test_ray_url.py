@@ -16,7 +16,7 @@ from depthscope.jobs import ExtractSpec, extract
 
 from ..conftest import sentences, write_jsonl
 from ..jobs.processes import data_bytes
-from .slurm import missing
+from .slurm import SLOW, missing
 from .virtual_nodes import Machine, Network, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -38,6 +38,8 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "DEPTHSCOPE_JOBS": str(folder / "jobs"),
+            "PYTHONPATH": str(SLOW),
+            "TEST_PAUSE": "1",
         }
 
     def start(self) -> None:
@@ -95,7 +97,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def words(cluster: Cluster, tiny_model: Path) -> list[str]:
     model = shutil.copytree(tiny_model, cluster.folder / "model")
-    records: list[dict[str, object]] = [{"text": t} for t in sentences(120, seed=3)]
+    records: list[dict[str, object]] = [{"text": t} for t in sentences(60, seed=3)]
     corpus = write_jsonl(cluster.folder / "corpus.jsonl", records)
     shape = ["--task-rows", "128", "--batch-tokens", "128", "--threads", "1"]
     return ["--model", str(model), "--data", str(corpus), *shape]

@@ -138,9 +138,12 @@ def test_preempted_by_an_urgent_job(study: Study) -> None:
 
 def test_the_time_limit_comes(study: Study) -> None:
     slurm, store = study.slurm, study.slurm.shared / "limit"
-    number = study.submit(store, "--time-limit", "30", "--stop-seconds", "60")
+    number = study.submit(store, "--time-limit", "30", "--stop-seconds", "60", pause=8)
     begun(study, store, number)
-    slurm.run("scontrol", "update", f"JobId={number}", "TimeLimit=1")
+    hours, minutes, _ = slurm.job(number)["RunTime"].split(":")
+    # Between one and two minutes from now: the signal comes at once, or within a minute.
+    soon = 60 * int(hours) + int(minutes) + 2
+    slurm.run("scontrol", "update", f"JobId={number}", f"TimeLimit={soon}")
     wait_until("the requeue", lambda: slurm.job(number)["Restarts"] == "1", 200)
     middle = slurm.depthscope("status", store)
     slurm.run("scontrol", "update", f"JobId={number}", "TimeLimit=30")
@@ -152,7 +155,7 @@ def test_the_time_limit_comes(study: Study) -> None:
 
 def test_cancelled_and_submitted_again(study: Study) -> None:
     slurm, store = study.slurm, study.slurm.shared / "cancelled"
-    number = study.submit(store)
+    number = study.submit(store, pause=4)
     begun(study, store, number)
     slurm.depthscope("jobs", number, "--stop")
     assert slurm.ended(number) == "CANCELLED"
