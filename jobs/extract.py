@@ -104,6 +104,8 @@ def extract(
                 + " | ".join(errors[:5])
             )
         mark_invalid(spec.out, failed_documents)
+        # Another schedule may have finished what a sweep had begun.
+        shutil.rmtree(StorePaths(spec.out).carried, ignore_errors=True)
     return Extraction(
         spec.out,
         record.rows,

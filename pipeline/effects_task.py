@@ -138,6 +138,7 @@ class EffectsWork:
             "interventions need whole layers in memory: allow more --memory, or a smaller model"
         )
 
+    @torch.inference_mode()
     def run_layer(self, layer: int, stack: LayerStack) -> None:
         """Take every group, and every local case, through a layer."""
         family = stack.family
