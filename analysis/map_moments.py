@@ -20,15 +20,12 @@ from numpy.typing import NDArray
 from .map_plan import Plan, Run, Spill
 from .map_rows import QUANTUM, PairBlock, PairReader, Pilot, Rows
 from .products import Products
+from .spectra import without_rounding
 
 Float64 = NDArray[np.float64]
 
 #: Directions on which shuffled targets are sketched.
 SKETCH = 32
-
-#: An eigenvalue of XᵀX is zero below this share, times √d, of the squares in its direction: what
-#: rounding to float32 leaves there.
-ROUNDING = 2.0**-22
 
 
 @dataclass(eq=False)
@@ -54,8 +51,7 @@ class Factor:
     def of(cls, gram: Float64, mean: Float64, shuffled: int, products: Products) -> Factor:
         """Factor a centred XᵀX."""
         found, vectors = products.eigh(gram)
-        floor = ROUNDING * len(gram) ** 0.5 * (np.square(vectors).T @ np.diagonal(gram))
-        values = np.where(found > np.maximum(floor, 0), found, 0.0)
+        values = without_rounding(found, vectors, gram)
         return cls(values, vectors, mean, np.zeros((len(gram), shuffled)))
 
 

@@ -1,0 +1,215 @@
+"""The geometry of the residual stream at every point, and how points resemble each other.
+
+For both token sets: linear CKA and mean cosine between all points, block influence 1 - cos(h_l,
+h_{l+1}) (ShortGPT), angular distance over spans (Gromov et al.), linearity of each layer
+(Razzhigaev et al.), effective rank, participation ratio, variance and sparsity (AVSS), massive
+activations (Sun et al.) and anisotropy.
+
+All of it comes from sums over blocks of rows that can be merged: one pass over the stored rows
+where the second moments of all points fit into memory, ⌈moments ÷ budget⌉ passes otherwise. On a
+Dask cluster every worker passes over its share of the rows. Cost per row and point: d² for the
+second moments, d² for linearity, n·d for CKA in blocks of n rows, points·d for cosines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import dask
+import numpy as np
+import psutil
+import xarray as xr
+from depthscope.storage.errors import RequestError
+
+from .cka import BLOCK_ROWS as CKA_ROWS
+from .cka import LEAST_ROWS
+from .client import compute_on, workers_now
+from .geometry_result import OF_POINT, geometry_dataset, spectral
+from .geometry_rows import BLOCK_ROWS, Look, RowReader
+from .geometry_state import SETS, Draws, Moments, Overview
+from .map_plan import SLACK, held_now
+from .products import NumpyProducts
+from .results import Provenance, result_folder, result_place, reuse_result, save_dataset
+from .store import Run
+from .summary import Settings
+
+#: Raised whenever the numbers change for the same inputs.
+REVISION = 1
+
+
+def geometry(
+    run: Run, *, memory: int | None = None, cka_rows: int = CKA_ROWS, **settings: Any
+) -> xr.Dataset:
+    """Geometry of all stored points, for both token sets.
+
+    Parameters
+    ----------
+    run
+        From ``open``, with stored residuals; a selection by ``where`` is respected.
+    memory
+        Bytes that a process may hold; None for half of what is free.
+    cka_rows
+        Rows of a block of CKA; changes its variance, not its mean.
+    settings
+        Fields of ``Settings``: resamples, seed, level, out, scheduler, workers, progress.
+
+    Returns
+    -------
+    xarray.Dataset
+        Axes token_set, point: variance, effective_rank, participation_ratio, sparsity, avss,
+        anisotropy, massive_count; with point_other: cka, _low, _high, cosine; with span:
+        angular_distance, _low, _high; with rank: massive_value, _row, _position, _dimension; with
+        dimension: massive_dimension_count. Axes token_set, layer: block_influence, _low, _high,
+        linearity. angular_distance_last (point, span), median_magnitude (point), count
+        (token_set). Linearity is NaN where there are no more rows than dimensions.
+
+    Raises
+    ------
+    RequestError
+        No residuals are stored, there are no rows, or the memory is too little for one point.
+    """
+    chosen = Settings(**settings)
+    reader = _reader(run, cka_rows)
+    parameters = {
+        "revision": REVISION,
+        "cka_rows": cka_rows,
+        "resamples": chosen.resamples,
+        "seed": chosen.seed,
+        "level": chosen.level,
+    }
+    provenance = Provenance.of(run, "geometry", parameters)
+    place = result_place(run, "geometry", chosen.out)
+    found = reuse_result(place, provenance)
+    if found is not None:
+        return found
+    draws = Draws(chosen.resamples, chosen.seed, cka_rows)
+    with compute_on(chosen.scheduler, workers=chosen.workers):
+        dataset = _compute(run, reader, draws, memory, chosen)
+    dataset = dataset.assign_attrs({**dataset.attrs, **provenance.attributes()})
+    if place is not None:
+        with result_folder(place) as folder:
+            save_dataset(dataset, folder)
+    return dataset
+
+
+def _reader(run: Run, cka_rows: int) -> RowReader:
+    if cka_rows < LEAST_ROWS:
+        raise RequestError(f"blocks of CKA need at least {LEAST_ROWS} rows, not {cka_rows}")
+    reader = RowReader.of(run)
+    if not run.points:
+        raise RequestError(f"{run.snapshots[0].root} stores no points: extract with --points all")
+    if not len(reader.axis):
+        raise RequestError("geometry has no rows: nothing is committed yet, or no row was selected")
+    return reader
+
+
+def _compute(
+    run: Run, reader: RowReader, draws: Draws, memory: int | None, settings: Settings
+) -> xr.Dataset:
+    points, hidden = len(run.points), int(reader.residual.shape[-1])
+    tiles = cut_points(points, hidden, draws.resamples, memory)
+    look = Look.of(reader)
+    found = {name: np.full((SETS, points), np.nan) for name in (*OF_POINT, "linearity")}
+    overview: Overview | None = None
+    for number, tile in enumerate(tiles):
+        seen = None
+        if settings.progress is not None:
+            seen = _counter(settings.progress, number * reader.blocks, len(tiles) * reader.blocks)
+        work = _Pass(reader, look, draws, tile, points, number == 0)
+        seen_all, moments = _merged(work, seen)
+        overview = overview or seen_all
+        for name, values in spectral(moments).items():
+            found[name][:, tile.start : tile.stop] = values
+    assert overview is not None
+    result = geometry_dataset(
+        overview, found, run.points, run.layers, look.magnitude, settings.level
+    )
+    return result.assign_attrs(
+        passes=len(tiles),
+        invalid_rows=int(overview.left_out[0]),
+        nonfinite_rows=int(overview.left_out[1]),
+        cka_rows=draws.cka_rows,
+    )
+
+
+def cut_points(points: int, hidden: int, resamples: int, memory: int | None) -> list[range]:
+    """The points of each pass, so that their moments fit.
+
+    Raises
+    ------
+    RequestError
+        The memory is too little for one point.
+    """
+    allowed = memory or psutil.virtual_memory().available // 2
+    # A block and the one read ahead, its vectors by row, Gram matrices and resampled sums.
+    block = 3 * 4 * points * BLOCK_ROWS * hidden
+    draws = 8 * resamples * (2 * points * points + 4 * points * points)
+    budget = allowed - held_now() - block - draws - SLACK
+    # Of each set, the moments of a point and those with the next; and the solver's copies.
+    one = SETS * 2 * 8 * hidden * hidden
+    solver = 4 * 8 * hidden * hidden
+    size = (budget - solver) // one
+    if size < 1:
+        least = allowed - budget + one + solver
+        raise RequestError(
+            f"geometry of {points} points needs at least {least / 1e9:.1f} GB, and "
+            f"{allowed / 1e9:.1f} GB are allowed: give --memory"
+        )
+    # Each pass reads one point more than it has, so equal passes read the least.
+    passes = -(-points // size)
+    return [range(part[0], part[-1] + 1) for part in np.array_split(np.arange(points), passes)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One pass over the rows: sent to the workers, which take a range of blocks each."""
+
+    reader: RowReader
+    look: Look
+    draws: Draws
+    tile: range
+    points: int
+    everything: bool
+
+    def over(
+        self, blocks: range, seen: Callable[[int], None] | None = None
+    ) -> tuple[Overview | None, Moments]:
+        """Sums over some blocks."""
+        hidden = int(self.reader.residual.shape[-1])
+        moments = Moments(self.tile, self.points, hidden)
+        overview = Overview(self.points, hidden, self.draws) if self.everything else None
+        read = range(self.points) if self.everything else moments.read
+        products = NumpyProducts()
+        for block in self.reader.read(blocks, read):
+            moments.add(block, self.look, read.start, products)
+            if overview is not None:
+                overview.add(block, self.look)
+            if seen is not None:
+                seen(block.number + 1)
+        return overview, moments
+
+
+def _merged(work: _Pass, seen: Callable[[int], None] | None) -> tuple[Overview | None, Moments]:
+    """The sums over all blocks, from as many workers as there are."""
+    workers, blocks = workers_now(), work.reader.blocks
+    if workers == 1:
+        return work.over(range(blocks), seen)
+    cuts = np.linspace(0, blocks, min(workers, blocks) + 1).astype(int)
+    parts = [range(int(a), int(b)) for a, b in pairwise(cuts)]
+    sent = dask.delayed(work, pure=False, traverse=False)
+    results = dask.compute(*(sent.over(part) for part in parts))
+    overview, moments = results[0]
+    for other, more in results[1:]:
+        moments.merge(more)
+        if overview is not None:
+            overview.merge(other)
+    return overview, moments
+
+
+def _counter(
+    progress: Callable[[int, int], None], before: int, total: int
+) -> Callable[[int], None]:
+    return lambda done: progress(before + done, total)
