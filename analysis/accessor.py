@@ -11,6 +11,8 @@ import xarray as xr
 from depthscope.storage.errors import RequestError
 
 from .charts import Chart
+from .depth_charts import depth_chart, depth_score_chart
+from .effect_charts import interaction_charts, output_charts
 from .map_charts import map_charts
 from .result_charts import contribution_charts, lens_chart
 
@@ -38,11 +40,19 @@ class ResultAccessor:
             return contribution_charts(self._result, label or "model")
         if name.startswith("lens"):
             return (lens_chart(self._result, label or "model"),)
+        if name == "interactions":
+            matrices = interaction_charts(self._result, label or "model")
+            return matrices + output_charts(self._result, label or "model")
+        if name == "depth_score":
+            return (depth_score_chart(self._result, label or "model"),)
+        if name == "depth" and (chart := depth_chart({label or "model": self._result})):
+            return (chart,)
         if name == "maps":
             return map_charts(self._result)
         raise RequestError(
             f"there is no figure for {name or 'a dataset without the attribute analysis'}; "
-            "contributions and lens have one"
+            "contributions, lens, interactions, depth_score, maps, and depth where a curve crosses "
+            "have one"
         )
 
     def plot(self, which: str | int = 0, engine: str = "matplotlib") -> Any:
@@ -52,7 +62,8 @@ class ResultAccessor:
         ----------
         which
             Name or number of one of :meth:`charts`: contributions have ``contributions`` (norm
-            ratios) and ``cosines``.
+            ratios) and ``cosines``, interactions one of each scope and kind, such as
+            ``interactions_future_propagated``, and ``output_effects_future``.
         engine
             ``matplotlib`` or ``plotly``.
 

@@ -9,6 +9,7 @@ dash repeat what colour says.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,11 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One pair of axes; ``reference`` is a horizontal line that divides the meaning of values."""
+    """One pair of axes; ``reference`` is a horizontal line that divides the meaning of values.
+
+    ``form`` draws the intervals as bands around lines, or as whiskers on bars or points; points
+    are joined where x is a number. ``x_ticks`` are words for the places 0, 1, 2 … where it is none.
+    """
 
     title: str
     x_label: str
@@ -69,6 +74,68 @@ class Panel:
     y_range: tuple[float, float] | None = None
     logarithmic: bool = False
     reference: float | None = None
+    form: Literal["lines", "bars", "points"] = "lines"
+    x_ticks: tuple[str, ...] | None = None
+
+    @property
+    def words(self) -> str:
+        """The panel in a few words."""
+        names = ", ".join(curve.label for curve in self.curves)
+        return f"{self.y_label} against {self.x_label.lower()}, {self.title}: {names}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether x is whole numbers."""
+        return all(np.array_equal(curve.x, np.round(curve.x)) for curve in self.curves)
+
+
+def places(panel: Panel, number: int) -> tuple[Floats, float]:
+    """Where the bars or points of a panel's curve stand, and how wide a bar is."""
+    curve, count = panel.curves[number], len(panel.curves)
+    gaps = np.diff(np.unique(np.concatenate([one.x for one in panel.curves])))
+    room = 0.8 * float(gaps.min()) if gaps.size else 0.8
+    if panel.form == "points" and panel.x_ticks is None:
+        # Numbers on the axis must be true; overlapping whiskers are a lesser evil.
+        return curve.x, room
+    width = room / count
+    return curve.x + (number - (count - 1) / 2) * width, width
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A heat map: rows downwards, columns to the right, NaN left blank.
+
+    Attributes
+    ----------
+    title
+        Stands above it.
+    x_label, y_label, value_label
+        What columns, rows and colours mean, with units.
+    x, y
+        Numbers of the columns and of the rows.
+    values
+        (rows, columns).
+    limits
+        Values of the first and last colour; values beyond have those colours.
+    details
+        Further values of the cells, (rows, columns) each, by the words that hovering shows.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    value_label: str
+    x: Floats
+    y: Floats
+    values: Floats
+    limits: tuple[float, float]
+    details: tuple[tuple[str, Floats], ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The panel in a few words."""
+        axes = f"{self.y_label.lower()} and {self.x_label.lower()}"
+        return f"{self.value_label} by {axes}, {self.title}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +153,11 @@ class Chart:
     explanation
         How to read it and what it implies, with the definition.
     panels
-        Left to right.
+        Left to right, all of one kind.
     same_y
         Whether the panels share one scale.
+    across
+        Panels in a row; None for what suits their number.
     """
 
     name: str
@@ -96,15 +165,27 @@ class Chart:
     title: str
     subtitle: str
     explanation: str
-    panels: tuple[Panel, ...]
+    panels: tuple[Panel | Matrix, ...]
     same_y: bool = False
+    across: int | None = None
+
+    @property
+    def has_legend(self) -> bool:
+        """Whether any panel has several curves to be told apart."""
+        return any(isinstance(panel, Panel) and len(panel.curves) > 1 for panel in self.panels)
+
+    @property
+    def columns(self) -> int:
+        """Panels in a row."""
+        return self.across or (3 if len(self.panels) == 3 else min(len(self.panels), 2))
+
+    @property
+    def rows(self) -> int:
+        """Rows of panels."""
+        return -(-len(self.panels) // self.columns)
 
     @property
     def alternative(self) -> str:
         """The figure in one sentence, for readers who do not see it."""
-        panels = "; ".join(
-            f"{panel.y_label} against {panel.x_label.lower()}, {panel.title}: "
-            f"{', '.join(curve.label for curve in panel.curves)}"
-            for panel in self.panels
-        )
+        panels = "; ".join(panel.words for panel in self.panels)
         return f"{self.title}. {self.subtitle} {panels}."

@@ -16,12 +16,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from .charts import Chart, Curve, Panel
+from .charts import Chart, Curve, Matrix, Panel, places
+from .figure_matrix import draw_matrix
 
 _INK, _MUTED, _GRID = "#1c2430", "#5a6675", "#e3e7ec"
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "cross": "X"}
 _DASHES = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1.2, 1.6))}
 _DPI = 200
+
+#: Where axes begin and end, as shares of the width; colour bars need room on the right.
+_SIDES, _MATRIX_SIDES = (0.07, 0.985), (0.06, 0.925)
+#: Room between matrices, as a share of one's width.
+_BESIDE_MATRIX = 0.5
 _RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 8.5,
@@ -38,26 +44,47 @@ _RC: dict[Any, Any] = {
 def draw(chart: Chart) -> Figure:
     """A matplotlib figure of the chart, for notebooks and for :func:`save_png`."""
     with rc_context(_RC):
-        columns = 3 if len(chart.panels) == 3 else min(len(chart.panels), 2)
-        rows = -(-len(chart.panels) // columns)
+        rows, columns = chart.rows, _columns(chart)
         subtitle = textwrap.wrap(chart.subtitle, 150)
         titles = max(panel.title.count("\n") + 1 for panel in chart.panels)
         head = 0.58 + 0.17 * titles + 0.15 * len(subtitle)
         foot = 0.55 + 0.2 * _legend_rows_below(chart)
-        height = head + foot + 2.15 * rows + 0.75 * (rows - 1)
+        matrices = isinstance(chart.panels[0], Matrix)
+        panel = _matrix_width(columns) if matrices else 2.15
+        between = 0.95 if matrices else 0.75
+        height = head + foot + panel * rows + between * (rows - 1)
         figure = Figure(figsize=(10.0, height), dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
         shared: Literal["all", "none"] = "all" if chart.same_y else "none"
         axes = figure.subplots(rows, columns, squeeze=False, sharey=shared)
-        for panel, axis in zip(chart.panels, axes.flat, strict=False):
-            _draw_panel(panel, axis)
-        for axis in axes.flat[len(chart.panels) :]:
+        used = axes[:, : chart.columns].flat
+        for axis in axes.flat:
             axis.set_visible(False)
+        for one, axis in zip(chart.panels, used, strict=False):
+            axis.set_visible(True)
+            if isinstance(one, Matrix):
+                draw_matrix(one, axis)
+            else:
+                _draw_panel(one, axis)
         _write_head(figure, chart, subtitle, height)
         _add_legend(figure, chart, height)
-        figure.subplots_adjust(left=0.07, right=0.985, top=1 - head / height, bottom=foot / height,
-                               wspace=0.2 if columns == 2 else 0.26, hspace=0.35)  # fmt: skip
+        beside = _BESIDE_MATRIX if matrices else 0.2 if columns == 2 else 0.26
+        left, right = _MATRIX_SIDES if matrices else _SIDES
+        figure.subplots_adjust(left=left, right=right, top=1 - head / height,
+                               bottom=foot / height, wspace=beside,
+                               hspace=between / panel)  # fmt: skip
     return figure
+
+
+def _matrix_width(columns: int) -> float:
+    """Inches; matrices are square."""
+    left, right = _MATRIX_SIDES
+    return 10 * (right - left) / (columns + _BESIDE_MATRIX * (columns - 1))
+
+
+def _columns(chart: Chart) -> int:
+    """Columns of axes; a lone matrix takes no more than half of the width."""
+    return max(chart.columns, 2) if isinstance(chart.panels[0], Matrix) else chart.columns
 
 
 def save_png(chart: Chart, path: Path) -> None:
@@ -73,6 +100,8 @@ def _write_head(figure: Figure, chart: Chart, subtitle: list[str], height: float
 
 
 def _add_legend(figure: Figure, chart: Chart, height: float) -> None:
+    if not chart.has_legend:
+        return
     handles, labels = figure.axes[0].get_legend_handles_labels()
     below = _legend_rows_below(chart)
     columns = -(-len(labels) // below) if below else len(labels)
@@ -88,6 +117,8 @@ def _add_legend(figure: Figure, chart: Chart, height: float) -> None:
 
 def _legend_rows_below(chart: Chart) -> int:
     """Rows of a legend under the panels; 0 where it fits beside the title."""
+    if not chart.has_legend or isinstance(chart.panels[0], Matrix):
+        return 0
     labels = [curve.label for curve in chart.panels[0].curves]
     width = sum(len(label) + 8 for label in labels)
     if 1.6 * len(chart.title) + width < 135:
@@ -102,8 +133,11 @@ def _draw_panel(panel: Panel, axis: Axes) -> None:
     axis.tick_params(length=2.5, width=0.7, labelsize=8, labelleft=True)
     if panel.reference is not None:
         axis.axhline(panel.reference, color=_MUTED, linewidth=0.9, zorder=1.5)
-    for curve in panel.curves:
-        _draw_curve(curve, axis)
+    for number, curve in enumerate(panel.curves):
+        if panel.form == "lines":
+            _draw_curve(curve, axis)
+        else:
+            _draw_whiskers(curve, panel, number, axis)
     if panel.logarithmic:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(10, (1, 2, 5), numticks=12))
@@ -111,9 +145,13 @@ def _draw_panel(panel: Panel, axis: Axes) -> None:
         axis.yaxis.set_minor_locator(NullLocator())
     if panel.y_range is not None:
         axis.set_ylim(panel.y_range)
-    if all(np.array_equal(curve.x, np.round(curve.x)) for curve in panel.curves):
+    if panel.x_ticks is not None:
+        axis.set_xticks(range(len(panel.x_ticks)), panel.x_ticks)
+        axis.set_xlim(-0.5, len(panel.x_ticks) - 0.5)
+    elif panel.whole:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.margins(x=0.02)
+    if panel.x_ticks is None:
+        axis.margins(x=0.02 if panel.form != "points" else 0.08)
     axis.set_xlabel(panel.x_label, fontsize=8.5)
     axis.set_ylabel(panel.y_label, fontsize=8.5)
     axis.set_title(panel.title, loc="left", fontsize=8.5, fontweight="bold", color=_INK)
@@ -136,3 +174,21 @@ def _draw_curve(curve: Curve, axis: Axes) -> None:
         markeredgewidth=0,
         label=curve.label,
     )
+
+
+def _draw_whiskers(curve: Curve, panel: Panel, number: int, axis: Axes) -> None:
+    """Bars, or points that a thin line joins, with their intervals as whiskers."""
+    style = curve.style
+    x, width = places(panel, number)
+    if panel.form == "bars":
+        axis.bar(x, curve.mean, width, color=style.colour, alpha=0.75, label=curve.label)
+    else:
+        joined = _DASHES[style.dash] if panel.x_ticks is None else "none"
+        axis.plot(x, curve.mean, color=style.colour, linestyle=joined, linewidth=0.9,
+                  marker=_MARKERS[style.marker], markersize=5, markeredgewidth=0,
+                  label=curve.label)  # fmt: skip
+    if curve.low is None or curve.high is None:
+        return
+    known = np.isfinite(curve.low) & np.isfinite(curve.high)
+    colour = _INK if panel.form == "bars" else style.colour
+    axis.vlines(x[known], curve.low[known], curve.high[known], color=colour, linewidth=1.0)

@@ -9,10 +9,15 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .charts import Chart, Curve, Floats, Panel
+from .charts import Chart, Curve, Floats, Matrix, Panel, places
+from .interactive_matrix import BESIDE_MATRIX, add_matrix, set_matrix_axes
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _INK, _MUTED, _GRID = "#1c2430", "#5a6675", "#e3e7ec"
+_AXIS = {"showline": True, "linecolor": _MUTED, "linewidth": 1, "gridcolor": _GRID,
+         "zeroline": False, "ticks": "outside", "ticklen": 4, "tickcolor": _MUTED,
+         "tickfont": {"size": 11, "color": _MUTED}, "title_standoff": 8,
+         "title_font": {"size": 12}, "automargin": False}  # fmt: skip
 _SYMBOLS = {"circle": "circle", "square": "square", "diamond": "diamond",
             "triangle": "triangle-up", "cross": "x"}  # fmt: skip
 _DASHES = {"solid": "solid", "dash": "7px,3px", "dot": "2px,2px"}
@@ -20,26 +25,37 @@ _DASHES = {"solid": "solid", "dash": "7px,3px", "dot": "2px,2px"}
 
 def interactive(chart: Chart) -> go.Figure:
     """A plotly figure of the chart; it has no width of its own, so that a page can fit it."""
-    columns = 3 if len(chart.panels) == 3 else min(len(chart.panels), 2)
-    rows = -(-len(chart.panels) // columns)
+    rows, columns = chart.rows, chart.columns
+    matrices = isinstance(chart.panels[0], Matrix)
     subtitle = textwrap.wrap(chart.subtitle, 125)
     titles = max(panel.title.count("\n") + 1 for panel in chart.panels)
     head = 62 + 17 * len(subtitle) + 18 * titles
-    height = head + 84 + 260 * rows + 90 * (rows - 1)
+    panel_height = (290 if columns > 2 else 400) if matrices else 260
+    height = head + 84 + panel_height * rows + 90 * (rows - 1)
     figure = make_subplots(
         rows,
         columns,
         subplot_titles=[_panel_title(panel.title) for panel in chart.panels],
-        horizontal_spacing=0.09,
+        horizontal_spacing=BESIDE_MATRIX if matrices else 0.09,
         vertical_spacing=100 / (height - head - 84) if rows > 1 else 0,
         shared_yaxes="all" if chart.same_y else False,
     )
     for number, panel in enumerate(chart.panels):
         row, column = number // columns + 1, number % columns + 1
-        for curve in panel.curves:
-            _add_curve(figure, curve, panel, row, column, legend=number == 0)
+        if isinstance(panel, Matrix):
+            add_matrix(figure, panel, row, column)
+            set_matrix_axes(figure, panel, row, column, _AXIS)
+            continue
+        for place, curve in enumerate(panel.curves):
+            if panel.form == "lines":
+                _add_curve(figure, curve, panel, row, column, legend=number == 0)
+            else:
+                _add_whiskers(figure, panel, place, row, column, legend=number == 0)
         _set_axes(figure, panel, row, column)
     _set_layout(figure, chart, subtitle, height, head)
+    figure.update_layout(showlegend=chart.has_legend)
+    if matrices:
+        figure.update_layout(hovermode="closest")
     return figure
 
 
@@ -71,6 +87,31 @@ def _add_curve(
     )
 
 
+def _add_whiskers(
+    figure: go.Figure, panel: Panel, number: int, row: int, column: int, legend: bool
+) -> None:
+    """Bars, or points that a line joins, with their intervals as whiskers."""
+    curve = panel.curves[number]
+    style, label = curve.style, escape(curve.label, quote=False)
+    x, width = places(panel, number)
+    common = {"x": x, "y": curve.mean, "name": label, "legendgroup": label, "showlegend": legend,
+              "customdata": _details(curve), "hovertemplate": "%{y:.3g}%{customdata}"}  # fmt: skip
+    if curve.low is not None and curve.high is not None:
+        common["error_y"] = {
+            "type": "data", "symmetric": False, "array": curve.high - curve.mean,
+            "arrayminus": curve.mean - curve.low, "thickness": 1.2, "width": 3,
+            "color": style.colour if panel.form == "points" else _MUTED,
+        }  # fmt: skip
+    if panel.form == "bars":
+        trace = go.Bar(width=width, marker={"color": style.colour, "opacity": 0.75}, **common)
+    else:
+        line = {"color": style.colour, "width": 1.2, "dash": _DASHES[style.dash]}
+        marker = {"symbol": _SYMBOLS[style.marker], "size": 9, "color": style.colour}
+        mode = "lines+markers" if panel.x_ticks is None else "markers"
+        trace = go.Scatter(mode=mode, line=line, marker=marker, **common)
+    figure.add_trace(trace, row=row, col=column)
+
+
 def _details(curve: Curve) -> list[str]:
     """What hovering adds to the mean: interval and largest value."""
     details = []
@@ -85,12 +126,8 @@ def _details(curve: Curve) -> list[str]:
 
 
 def _set_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
-    line = {"showline": True, "linecolor": _MUTED, "linewidth": 1, "gridcolor": _GRID,
-            "zeroline": False, "ticks": "outside", "ticklen": 4, "tickcolor": _MUTED,
-            "tickfont": {"size": 11, "color": _MUTED}, "title_standoff": 8,
-            "title_font": {"size": 12}, "automargin": False}  # fmt: skip
-    whole = all(np.array_equal(curve.x, np.round(curve.x)) for curve in panel.curves)
-    hover = "" if not whole else "d"
+    line = _AXIS
+    hover = "" if not panel.whole else "d"
     # Without a prefix the box that follows the mouse would show a bare number.
     prefix = panel.x_label.split(" of ")[0].split(" (")[0] + " "
     figure.update_xaxes(title_text=panel.x_label, hoverformat=hover or ".2f",
@@ -99,6 +136,11 @@ def _set_axes(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
     figure.update_yaxes(
         title_text=panel.y_label, showticklabels=True, nticks=8, row=row, col=column, **line
     )
+    if panel.x_ticks is not None:
+        numbers = list(range(len(panel.x_ticks)))
+        words = [_markup(word) for word in panel.x_ticks]
+        figure.update_xaxes(tickvals=numbers, ticktext=words, range=[-0.5, len(words) - 0.5],
+                            unifiedhovertitle_text="", row=row, col=column)  # fmt: skip
     if panel.y_range is not None:
         figure.update_yaxes(range=list(panel.y_range), row=row, col=column)
     if panel.logarithmic:

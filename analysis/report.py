@@ -6,9 +6,7 @@ or only in memory where the store cannot be written.
 
 from __future__ import annotations
 
-import errno
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +20,9 @@ from .contributions import contributions
 from .figures import save_png
 from .lens import lens
 from .report_facts import CommitCounts, facts, model_label, notes
-from .report_page import StoreReport, compared_charts, file_stem, render_page
+from .report_page import StoreReport, compared_charts, render_page
+from .report_results import computed, depth_of, depth_score_of, interactions_of
+from .report_tables import file_stem
 from .store import Run, open
 from .token_views import token_views
 
@@ -102,24 +102,29 @@ def _read(run: Run, label: str, documents: int, tokens: int, seed: int, budget: 
     if not run.snapshots[0].complete:
         raise RequestError(f"{root} has nothing committed yet: run extract to its end first")
     found = _result(run, contributions, "norm_ratio"), _result(run, lens, "kl")
-    if all(result is None for result in found):
-        raise RequestError(f"{root} has neither statistics nor lens values: extract with them")
+    matrix, more_notes = interactions_of(run)
+    if matrix is None and all(result is None for result in found):
+        raise RequestError(
+            f"{root} has neither statistics, lens values nor effects: extract with the former, or "
+            "run depthscope intervene"
+        )
     counts = CommitCounts.of(root)
-    views = token_views(run, documents, tokens, seed, budget)
-    return StoreReport(label, facts(run, counts), notes(run, counts, found), *found, views)
+    return StoreReport(
+        label,
+        facts(run, counts),
+        (*notes(run, counts, found), *more_notes),
+        *found,
+        token_views(run, documents, tokens, seed, budget),
+        depth_of(run),
+        matrix,
+        depth_score_of(run),
+    )
 
 
 def _result(run: Run, analysis: Callable[..., xr.Dataset], needed: str) -> xr.Dataset | None:
     if not run.has(needed) or not len(run.stored(needed).axis):
         return None
-    try:
-        return analysis(run)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-    # The store is for reading only: compute without keeping the result in it.
-    with tempfile.TemporaryDirectory(prefix="depthscope-") as scratch:
-        return analysis(run, out=Path(scratch) / "result.zarr")
+    return computed(analysis, run)
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -21,8 +20,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from .charts import Chart
+from .depth_charts import depth_chart, depth_score_chart, depth_table
+from .effect_charts import compared_interactions, interaction_charts, output_charts
+from .effect_findings import depth_findings, depth_score_findings, interaction_findings
 from .findings import findings
 from .interactive import interactive
+from .report_tables import result_tables, table, table_of
 from .result_charts import comparison_charts, contribution_charts, lens_chart
 from .token_views import MEASURES, TokenView
 
@@ -51,6 +54,8 @@ class StoreReport:
         Results; None where the store does not allow one.
     views
         Documents shown token by token.
+    depth, interactions, depth_score
+        Further results, likewise.
     """
 
     label: str
@@ -59,6 +64,15 @@ class StoreReport:
     contributions: xr.Dataset | None
     lens: xr.Dataset | None
     views: tuple[TokenView, ...]
+    depth: xr.Dataset | None = None
+    interactions: xr.Dataset | None = None
+    depth_score: xr.Dataset | None = None
+
+    @property
+    def results(self) -> Mapping[str, xr.Dataset | None]:
+        """The results by the names of their analyses."""
+        names = ("contributions", "lens", "depth", "interactions", "depth_score")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def charts(self) -> tuple[Chart, ...]:
@@ -68,14 +82,42 @@ class StoreReport:
             charts += contribution_charts(self.contributions, self.label)
         if self.lens is not None:
             charts += (lens_chart(self.lens, self.label),)
+        if self.depth is not None and (chart := depth_chart({self.label: self.depth})):
+            charts += (chart,)
+        if self.interactions is not None:
+            charts += interaction_charts(self.interactions, self.label)
+            charts += output_charts(self.interactions, self.label)
+        if self.depth_score is not None:
+            charts += (depth_score_chart(self.depth_score, self.label),)
         return charts
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was found, in words."""
+        found = findings(self.contributions, self.lens)
+        if self.depth is not None:
+            found += depth_findings(self.depth)
+        if self.interactions is not None:
+            found += interaction_findings(self.interactions)
+        if self.depth_score is not None:
+            found += depth_score_findings(self.depth_score)
+        return found
 
 
 def compared_charts(reports: Sequence[StoreReport]) -> tuple[Chart, ...]:
     """Figures that show several stores side by side; none for one store."""
     contributions = {r.label: r.contributions for r in reports if r.contributions is not None}
     lenses = {r.label: r.lens for r in reports if r.lens is not None}
-    return comparison_charts(contributions, lenses)
+    charts = comparison_charts(contributions, lenses)
+    depths = _depths(reports)
+    if len(depths) > 1 and (chart := depth_chart(depths, "compared_depth")):
+        charts += (chart,)
+    interactions = {r.label: r.interactions for r in reports if r.interactions is not None}
+    return charts + compared_interactions(interactions)
+
+
+def _depths(reports: Sequence[StoreReport]) -> dict[str, xr.Dataset]:
+    return {report.label: report.depth for report in reports if report.depth is not None}
 
 
 def render_page(reports: Sequence[StoreReport], created: str) -> str:
@@ -89,6 +131,9 @@ def render_page(reports: Sequence[StoreReport], created: str) -> str:
         When the page was made, as it is to be shown.
     """
     compared = [_figure("compared", chart) for chart in compared_charts(reports)]
+    depths, compared_tables = _depths(reports), []
+    if len(depths) > 1:
+        compared_tables.append(table("compared_depth", depth_table(depths)))
     stores = [_store(number, report) for number, report in enumerate(reports)]
     drawn = [*compared, *(figure for store in stores for figure in store["figures"])]
     data = {
@@ -106,6 +151,7 @@ def render_page(reports: Sequence[StoreReport], created: str) -> str:
         created=created,
         stores=stores,
         compared=compared,
+        compared_tables=compared_tables,
         has_views=any(report.views for report in reports),
         style=Markup(_own_file("report.css")),
         script=Markup(_script(_own_file("report_theme.js") + _own_file("report_tokens.js"))),
@@ -122,21 +168,16 @@ def _title(reports: Sequence[StoreReport]) -> str:
 
 def _store(number: int, report: StoreReport) -> dict[str, Any]:
     prefix = f"store-{number}"
-    tables = {
-        name: _table(f"{file_stem(report.label)}_{name}", result)
-        for name, result in (("contributions", report.contributions), ("lens", report.lens))
-        if result is not None
-    }
-    of_figure = {"contributions": "contributions", "cosines": "contributions", "lens": "lens"}
+    tables = result_tables(report.label, report.results)
     figures = [
-        _figure(prefix, chart) | {"table": tables[of_figure[chart.name]]} for chart in report.charts
+        _figure(prefix, chart) | {"table": tables[table_of(chart.name)]} for chart in report.charts
     ]
     return {
         "id": prefix,
         "label": report.label,
         "facts": report.facts,
         "notes": report.notes,
-        "findings": findings(report.contributions, report.lens),
+        "findings": report.sentences,
         "figures": figures,
         "tables": list(tables.values()),
     }
@@ -151,25 +192,6 @@ def _figure(prefix: str, chart: Chart) -> dict[str, Any]:
         "plotly": json.loads(interactive(chart).to_json()),
         "table": None,
     }
-
-
-def _table(name: str, result: xr.Dataset) -> dict[str, Any]:
-    frame = result.to_dataframe().reset_index()
-    first = [column for column in result.dims if column in frame]
-    frame = frame[[*first, *(column for column in frame.columns if column not in first)]]
-    content = frame.to_csv(index=False, float_format="%.6g").encode()
-    return {
-        "file": f"{name}.csv",
-        "address": f"data:text/csv;charset=utf-8;base64,{base64.b64encode(content).decode()}",
-        "columns": list(frame.columns),
-        "rows": [[_shown(value) for value in row] for row in frame.itertuples(index=False)],
-    }
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float | np.floating):
-        return f"{value:.4g}"
-    return str(value)
 
 
 def _view(view: TokenView) -> Mapping[str, Any]:
@@ -195,11 +217,6 @@ def _json(data: Any) -> str:
 
 def _script(source: str) -> str:
     return source.replace("</script", "<\\/script")
-
-
-def file_stem(label: str) -> str:
-    """A label as a part of a file's name."""
-    return re.sub(r"[^\w.-]+", "_", label).strip("._") or "store"
 
 
 def _own_file(name: str) -> str:

@@ -16,17 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import xarray as xr
-from depthscope.analysis import report as report_module
 from depthscope.analysis import store as store_module
 from depthscope.analysis.contributions import contributions
-from depthscope.analysis.lens import lens
 from depthscope.analysis.report import write_report
 from depthscope.analysis.report_page import FactGroup, StoreReport, render_page
 from depthscope.analysis.token_views import MEASURES, token_views
 from depthscope.storage.errors import RequestError
 
 from . import synthetic_results as synthetic
+from .effects_store import add_effects
 from .small_store import build
 
 NASTY = [
@@ -244,9 +242,11 @@ def test_several_stores_and_their_names(tmp_path: Path) -> None:
         "same (s1)",
         "SmolLM2-135M-Instruct",
     ]
-    assert sum(name.startswith("compared") for name in data["figures"]) == 3
-    assert len(data["figures"]) == len(paths.figures) == 3 + 3 * 3
-    assert len({path.name for path in paths.figures}) == 12
+    shown = set(data["figures"])
+    assert {f"compared-compared_{name}" for name in ("norm_ratio", "cosine", "lens")} <= shown
+    # Of random curves not every one has an effective depth.
+    assert len({name for name in shown if not name.endswith("depth")}) == 3 + 3 * 3
+    assert len({path.name for path in paths.figures}) == len(paths.figures) == len(shown)
 
 
 def test_unfinished_and_poor_stores(tmp_path: Path) -> None:
@@ -276,16 +276,20 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
 def test_store_for_reading_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = build(tmp_path / "small")
 
-    def refusing(run: Any, **settings: Any) -> xr.Dataset:
-        if "out" not in settings:
-            raise OSError(errno.EROFS, "read-only file system")
-        return contributions(run, **settings)
+    add_effects(store.root)
+    true_mkdir = Path.mkdir
 
-    monkeypatch.setattr(report_module, "contributions", refusing)
-    monkeypatch.setattr(report_module, "lens", lambda run, **settings: lens(run, **settings))
+    def mkdir(path: Path, *given: Any, **options: Any) -> None:
+        if path.is_relative_to(store.root):
+            raise OSError(errno.EROFS, "read-only file system")
+        true_mkdir(path, *given, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
     page = Page(write_report([store.root], tmp_path / "out.html").page.read_text(encoding="utf-8"))
-    assert "store-0-contributions" in page.data["figures"]
-    assert not (store.root / "analysis" / "contributions.zarr").exists()
+    assert {"store-0-contributions", "store-0-lens", "store-0-interactions_all_local"} <= set(
+        page.data["figures"]
+    )
+    assert not (store.root / "analysis").exists()
 
 
 def test_escaped_alternatives_survive() -> None:
