@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 from depthscope.pipeline.costs import ModelCosts, model_costs
 from depthscope.pipeline.description import load_config
 from depthscope.pipeline.memory import Residual, SweepNeeds, tasks_at_once
+from depthscope.pipeline.plan import choose
 from depthscope.storage.errors import RequestError
 from depthscope.storage.run_record import RunRecord
 
 from .groups import item_size
+from .plan_store import plan_of_store
 from .spec import ExtractSpec
 
 #: A worker that is given no budget takes this share of what is free, so that the machine stays
@@ -67,7 +70,7 @@ def lay_over_devices(spec: ExtractSpec, record: RunRecord, folder: Path, open_ta
     config = load_config(folder, spec.trust_remote_code)
     dtype, attention = str(record.model["dtype"]), str(record.model["attention"])
     costs = model_costs(config, dtype, attention=attention)
-    if spec.schedule == "auto" and _fits_resident(spec, costs):
+    if spec.schedule == "auto" and _planned(spec, record, costs) != "sweep":
         return Layout("resident")
     return _sweep(spec, record, costs, -(-open_tasks // (spec.workers or 1)))
 
@@ -132,10 +135,22 @@ def _placed(spec: ExtractSpec, record: RunRecord, needs: SweepNeeds, most: int) 
     return best
 
 
-def _fits_resident(spec: ExtractSpec, costs: ModelCosts) -> bool:
-    device = device_budget(spec)
-    room = host_budget(spec) if device is None else device * torch.cuda.device_count()
-    return costs.body_bytes < room
+def _planned(spec: ExtractSpec, record: RunRecord, costs: ModelCosts) -> str:
+    """What the plan's arithmetic chooses for one node; a model over several nodes is asked for."""
+    threads = spec.threads or max(1, (os.cpu_count() or 1) // (spec.workers or 1))
+    found = plan_of_store(
+        spec.out,
+        record,
+        costs,
+        threads=threads,
+        memory=host_budget(spec),
+        device_memory=device_budget(spec),
+    )
+    try:
+        return choose(found)
+    except RequestError:
+        # The sweep says in its own words what it lacks, or streams the experts of its layers.
+        return "sweep"
 
 
 def sweep_needs(record: RunRecord, costs: ModelCosts) -> SweepNeeds:
