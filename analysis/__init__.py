@@ -10,6 +10,8 @@ from .depth import depth
 from .depth_score import depth_score
 from .effect_findings import depth_findings, depth_score_findings, interaction_findings
 from .findings import findings
+from .geometry import geometry
+from .geometry_charts import geometry_findings
 from .interactions import interactions
 from .lens import lens
 from .linear_maps import linear_maps
@@ -34,6 +36,8 @@ __all__ = [
     "depth_score",
     "depth_score_findings",
     "findings",
+    "geometry",
+    "geometry_findings",
     "interaction_findings",
     "interactions",
     "lens",

@@ -13,6 +13,7 @@ from depthscope.storage.errors import RequestError
 from .charts import Chart
 from .depth_charts import depth_chart, depth_score_chart
 from .effect_charts import interaction_charts, output_charts
+from .geometry_charts import geometry_charts
 from .map_charts import map_charts
 from .result_charts import contribution_charts, lens_chart
 
@@ -47,6 +48,8 @@ class ResultAccessor:
             return (depth_score_chart(self._result, label or "model"),)
         if name == "depth" and (chart := depth_chart({label or "model": self._result})):
             return (chart,)
+        if name.startswith("geometry"):
+            return geometry_charts(self._result, label or "model")
         if name == "maps":
             return map_charts(self._result)
         raise RequestError(

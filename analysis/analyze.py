@@ -16,6 +16,8 @@ from .depth_rules import KL_SHARE, OVERLAP_LEAST
 from .depth_score import depth_score
 from .effect_findings import depth_findings, depth_score_findings, interaction_findings
 from .effects import open_effects
+from .geometry import geometry
+from .geometry_charts import geometry_findings
 from .interactions import interactions
 from .lens import lens
 from .store import Run, StorePath, open
@@ -27,6 +29,7 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "depth": depth,
     "interactions": interactions,
     "depth_score": depth_score,
+    "geometry": geometry,
 }
 
 #: The arguments of ``analyze`` that each analysis takes, beside its settings.
@@ -36,6 +39,7 @@ _ARGUMENTS = {
     "depth": ("source", "tokens", "kl_share", "overlap_least"),
     "interactions": ("effects", "partial"),
     "depth_score": ("field", "effects", "partial", "part", "order"),
+    "geometry": ("memory",),
 }
 
 #: The arrays without which an analysis cannot be computed, by source and name.
@@ -48,6 +52,7 @@ _SENTENCES: dict[str, Callable[[xr.Dataset], list[str]]] = {
     "depth": depth_findings,
     "interactions": interaction_findings,
     "depth_score": depth_score_findings,
+    "geometry": geometry_findings,
 }
 
 
@@ -64,6 +69,7 @@ def analyze(
     tokens: TokenSet = "content",
     kl_share: float = KL_SHARE,
     overlap_least: float = OVERLAP_LEAST,
+    memory: int | None = None,
     report: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> dict[str, Path]:
@@ -85,6 +91,9 @@ def analyze(
         for depth_score, which is only run where a field is given.
     tokens, kl_share, overlap_least
         Token set and parameters of the rules, for depth.
+    memory
+        Bytes that a process may hold, for geometry, which is only run by name or where the source
+        is ``activations``, since it reads all of them.
     report
         Called with a line of text before and after each analysis.
     settings
@@ -111,6 +120,7 @@ def analyze(
         "tokens": tokens,
         "kl_share": kl_share,
         "overlap_least": overlap_least,
+        "memory": memory,
     }
     out: Path | None = settings.get("out")
     _check(names, field, out)
@@ -148,6 +158,8 @@ def _available(run: Run, name: str, given: dict[str, Any]) -> bool:
     needed = _NEEDED[given["source"]]
     if name == "depth":
         return all(run.has(array) for array in needed.values())
+    if name == "geometry":
+        return given["source"] == "activations" and run.has("residual")
     if name in needed:
         return run.has(needed[name])
     if name == "depth_score":

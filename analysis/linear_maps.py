@@ -76,7 +76,7 @@ class MapSettings:
     source_points: Sequence[int] | None = None
     target_points: Sequence[int] | None = None
     token_set: TokenSet = "content"
-    massive: float = 10.0
+    massive: float = 20.0
     ridges: Sequence[float] = RIDGES
     rank: int | None = None
     validation: float = 0.1

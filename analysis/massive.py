@@ -46,9 +46,12 @@ class Massive:
     @classmethod
     def of(cls, points: int, hidden: int) -> Massive:
         """Nothing yet."""
+        row, position, dimension = (np.full((points, KEPT), -1, dtype=np.int64) for _ in range(3))
         return cls(
-            np.zeros((points, KEPT)),
-            *(np.full((points, KEPT), -1, dtype=np.int64) for _ in range(3)),
+            value=np.zeros((points, KEPT)),
+            row=row,
+            position=position,
+            dimension=dimension,
             count=np.zeros(points, np.int64),
             dimensions=np.zeros((points, hidden), np.int64),
         )

@@ -28,7 +28,7 @@ def analyze(
     quiet: bool,
     **given: Any,
 ) -> int:
-    """Reduce a store to results: contributions, lens, depth, interactions, depth_score.
+    """Reduce a store to results: contributions, lens, depth, interactions, depth_score, geometry.
 
     Without NAMES, all for which the store has what they need.
     """
@@ -47,6 +47,7 @@ def analyze(
         tokens=spec.tokens,
         kl_share=spec.kl_share,
         overlap_least=spec.overlap_least,
+        memory=None if spec.memory is None else int(spec.memory),
         resamples=spec.resamples,
         seed=spec.seed,
         level=spec.confidence,

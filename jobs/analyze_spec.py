@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PositiveInt
 
 Text = Annotated[str, BeforeValidator(str)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -42,6 +42,10 @@ class AnalyzeSpec(BaseModel):
 
     overlap_least: Share = 0.3
     """depth: the lens's best five guesses count as settled above this overlap."""
+
+    memory: ByteSize | None = None
+    """geometry: memory that a process may hold, such as 4GB; with less, rows are read more often
+    (default: half of what is free)."""
 
     resamples: PositiveInt = 1000
     """Resamples of the bootstrap over documents."""

@@ -28,7 +28,7 @@ class MapSpec(BaseModel):
     tokens: Literal["content", "all"] = "content"
     """Rows that take part: without first positions and special tokens, or all."""
 
-    massive: Annotated[float, Field(ge=0)] = 10.0
+    massive: Annotated[float, Field(ge=0)] = 20.0
     """Leave out rows whose norm at any point exceeds so many times that point's median; 0 keeps
     them."""
 
