@@ -22,8 +22,8 @@ from depthscope.storage.commits import Commit
 from depthscope.storage.errors import RequestError, Stopped, WorkFailed
 from depthscope.storage.tasks import Task
 
-#: Tasks that a resident worker holds: one computes, one is being written. Each stage more may hold
-#: the end of another task, so that none waits between two tasks.
+#: Tasks that a worker with one device holds: one computes, one is being written. Each device more
+#: may have the end of another task, so that none waits between two tasks.
 IN_FLIGHT = 2
 #: Seconds between looks at progress and signals.
 TICK = 0.5
@@ -38,7 +38,7 @@ def in_flight(settings: WorkerSettings) -> int:
     """Tasks that a worker of this schedule holds at a time."""
     if settings.schedule == "sweep":
         return settings.tasks_at_once
-    return IN_FLIGHT + settings.stages - 1
+    return IN_FLIGHT + settings.stages * settings.devices - 1
 
 
 class WorkerLost(Exception):

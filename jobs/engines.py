@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.storage.errors import RequestError
@@ -41,14 +42,17 @@ def make_pool(settings: WorkerSettings, spec: ExtractSpec) -> Pool:
     if spec.engine == "process":
         from .process_pool import ProcessPool
 
-        return ProcessPool(settings)
+        each = _device_count() // settings.stages
+        return ProcessPool(replace(settings, devices=max(1, each)))
     if settings.schedule == "staged":
         from .ray_gang_pool import RayGangPool
 
         return RayGangPool(settings, spec)
     from .ray_pool import RayPool
 
-    return RayPool(settings, spec.workers or 1, spec.address, _gpus(spec))
+    gpus = _gpus(spec)
+    settings = replace(settings, devices=max(1, int(gpus)))
+    return RayPool(settings, spec.workers or 1, spec.address, gpus)
 
 
 def _gpus(spec: ExtractSpec) -> float:

@@ -24,6 +24,7 @@ from depthscope.storage.tasks import Selections, Task
 from .dispatch import Dispatcher, Outcome
 from .engines import PoolFactory, check_engine, make_pool
 from .lock import driver_lock
+from .offloading import offload_warning
 from .prepare import prepare
 from .progress import Progress, Silent
 from .schedule import Layout, lay_over_devices
@@ -85,6 +86,8 @@ def extract(
         if len(done) < record.tasks:
             try:
                 layout = lay_over_devices(spec, record, folder, record.tasks - len(done))
+                if warning := offload_warning(spec, record, layout):
+                    progress.message(warning)
                 settings = _settings(spec, layout, folder, log)
                 outcome = _run(
                     spec, record, settings, done, progress, counts, stop, pool or make_pool

@@ -79,7 +79,8 @@ class RayGangPool:
         )
         try:
             gpus = _gpus(spec)
-            settings = replace(settings, stages=_stages(spec, settings, gpus))
+            stages = _stages(spec, settings, gpus)
+            settings = replace(settings, stages=stages, devices=max(1, int(gpus)))
             self.in_flight = in_flight(settings)
             self._threads = ThreadPoolExecutor(gangs * (self.in_flight + 1), "task")
             bundle = Bundle(settings.threads, gpus, spec.stage_placement, patience(spec.address))

@@ -57,6 +57,8 @@ class WorkerSettings:
         Bytes of experts that a sweep holds at a time; None where whole layers fit.
     stages
         Stages that the model is cut into; 1 for the other schedules.
+    devices
+        GPUs of each of its processes; 1 where the processor computes.
     node
         The engine's name of the node that the worker is on; empty where there is only one.
     offload_folder
@@ -78,6 +80,7 @@ class WorkerSettings:
     residual: str = "host"
     expert_memory: int | None = None
     stages: int = 1
+    devices: int = 1
     node: str = ""
     offload_folder: Path | None = None
     trust_remote_code: bool = False

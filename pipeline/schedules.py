@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
+import torch
 from depthscope.storage.commits import Commit
+from depthscope.storage.errors import RequestError
+from depthscope.storage.run_record import RunRecord
 from depthscope.storage.tasks import Task
 
+from .device_split import node_devices
 from .equipment import WorkerSettings
 from .gang_worker import GangWorker
 from .layered_task import Effects, Extractions
@@ -28,8 +33,17 @@ class TaskWorker(Protocol):
         """Finish what is queued."""
 
 
-def make_worker(settings: WorkerSettings) -> TaskWorker:
+def make_worker(
+    settings: WorkerSettings, devices: Sequence[torch.device] | None = None
+) -> TaskWorker:
     """The worker of the schedule that the settings name.
+
+    Parameters
+    ----------
+    settings
+        What it is to do.
+    devices
+        Those of this node; None: its GPUs, or its processor. A sweep uses the first.
 
     Raises
     ------
@@ -40,4 +54,12 @@ def make_worker(settings: WorkerSettings) -> TaskWorker:
         return SweepWorker(settings, Effects(settings.effects))
     if settings.schedule == "sweep":
         return SweepWorker(settings, Extractions())
-    return GangWorker(settings) if settings.schedule == "staged" else Worker(settings)
+    if settings.schedule == "staged":
+        return GangWorker(settings, devices=devices)
+    devices = devices or node_devices()
+    if len(devices) > 1:
+        # What does not fit the devices, or cannot be cut into layers, is accelerate's to place.
+        with suppress(RequestError):
+            layers = int(RunRecord.load(settings.root).model["layers"])
+            return GangWorker(settings, [(0, layers)], devices)
+    return Worker(settings)

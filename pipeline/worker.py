@@ -1,23 +1,30 @@
-"""The resident schedule: a worker holds the whole model and runs a task in one pass.
+"""The resident schedule on one device: a worker holds the whole model and runs a task in one pass.
 
 Plain code in one process; engines only place it. Writing, publishing and the commit are left to
-the write-behind thread, while the next task computes.
+the write-behind thread, while the next task computes. Over several devices the resident schedule
+is a stage with all layers (see `schedules`). As the last resort accelerate moves weights that fit
+no device in from host memory and disk, layer by layer and for every micro-batch again: a sweep
+reads them once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
+import psutil
 import torch
 from depthscope.storage.commits import Commit
+from depthscope.storage.layout import StorePaths
 from depthscope.storage.run_record import RunRecord
 from depthscope.storage.tasks import Selections, Task
 
 from .batches import Batch
 from .capture import OnLayer, OnPoint
 from .clock import Clock
-from .description import ModelInfo
+from .description import DTYPES, ModelInfo
+from .device_split import device_room, node_devices
 from .equipment import Equipment, WorkerSettings
 from .faults import NonFiniteError, PoisonedDocumentError, find_poison
 from .lens import LensMeasure
@@ -53,10 +60,15 @@ class Worker:
 
     def _load(self) -> None:
         settings, reads = self.settings, ReadMeter()
+        info = ModelInfo(**RunRecord.load(settings.root).model)
+        limits, folder = _limits(settings, info), settings.offload_folder
+        if limits is not None and folder is None:
+            folder = StorePaths(settings.root).partial / "offloaded"
         self.body: Body = load_body(
             settings.folder,
-            ModelInfo(**RunRecord.load(settings.root).model),
-            offload_folder=settings.offload_folder,
+            info,
+            max_memory=limits,
+            offload_folder=folder,
             trust_remote_code=settings.trust_remote_code,
         )
         self.equipment = Equipment.load(settings, self.clock, self.body.device, reads)
@@ -140,3 +152,16 @@ class Worker:
         if part.numbers.lens is not None and self.lens is not None:
             with self.clock.measure("lens"):
                 part.numbers.lens.measure(self.lens)
+
+
+def _limits(settings: WorkerSettings, info: ModelInfo) -> dict[Any, int | str] | None:
+    """Bytes of each device for accelerate's plan; None where it may take what there is."""
+    memory, device_memory = settings.memory, settings.device_memory
+    if memory is None and device_memory is None:
+        return None
+    host = psutil.virtual_memory().available if memory is None else memory
+    devices = node_devices()
+    room = device_room(devices, device_memory) if devices[0].type == "cuda" else None
+    if room is not None:
+        return {**dict(enumerate(room)), "cpu": host}
+    return {"cpu": host} if info.parameters * DTYPES[info.dtype].itemsize > host else None

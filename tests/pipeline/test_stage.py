@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import pytest
 import torch
 from depthscope.jobs import ExtractSpec, extract
 from depthscope.jobs.process_pool import ProcessPool
+from depthscope.jobs.progress import Silent
 from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.pipeline.gang_worker import GangWorker
 from depthscope.pipeline.handoff import Carried, pack, unpack
 from depthscope.pipeline.layer_stack import LayerStack
+from depthscope.pipeline.schedules import TaskWorker, make_worker
 from depthscope.pipeline.stage import Stage
 from depthscope.pipeline.staging import HostStaging
+from depthscope.pipeline.worker import Worker
 from depthscope.storage.commits import CommitLog
 from depthscope.storage.errors import RequestError, WorkFailed
 
@@ -92,6 +96,47 @@ def test_all_layers_over_several_devices_are_the_resident_schedule(
     assert [point for first, last in points for point in range(first, last + 1)] == list(
         range(LAYERS + 1)
     )
+
+
+def test_a_resident_worker_uses_all_devices_of_its_node(
+    options: dict[str, Any], resident: dict[str, bytes], tmp_path: Path
+) -> None:
+    made: list[TaskWorker] = []
+
+    def make(settings: WorkerSettings) -> TaskWorker:
+        made.append(make_worker(settings, [CPU, CPU]))
+        return made[0]
+
+    given = options | {"out": tmp_path / "store", "schedule": "resident"}
+    extract(ExtractSpec(**given), pool=lambda settings, spec: ProcessPool(settings, make))
+    assert isinstance(made[0], GangWorker)
+    check_same(tmp_path / "store", resident)
+
+
+def test_weights_that_fit_no_device_are_moved_in(
+    options: dict[str, Any], resident: dict[str, bytes], tmp_path: Path
+) -> None:
+    made: list[TaskWorker] = []
+    said: list[str] = []
+
+    def make(settings: WorkerSettings) -> TaskWorker:
+        made.append(make_worker(replace(settings, device_memory=60_000), [CPU, CPU]))
+        return made[0]
+
+    class Listening(Silent):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    given = options | {"out": tmp_path / "store", "schedule": "resident", "memory": "100KB"}
+    extract(
+        ExtractSpec(**given),
+        progress=Listening(),
+        pool=lambda settings, spec: ProcessPool(settings, make),
+    )
+    assert isinstance(made[0], Worker)
+    assert "disk" in made[0].body.model.hf_device_map.values()
+    assert [line for line in said if "--schedule sweep is faster" in line]
+    check_same(tmp_path / "store", resident)
 
 
 @pytest.mark.parametrize(
