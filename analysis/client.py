@@ -121,14 +121,16 @@ def _slurm(workers: int) -> Iterator[None]:
 
 
 def _slurm_settings() -> dict[str, Any]:
-    configured = dask.config.get("jobqueue.slurm", {})
+    def configured(name: str) -> Any:
+        return dask.config.get(f"jobqueue.slurm.{name}", None)
+
     return {
-        **{k: v for k, v in _WORKER.items() if configured.get(k) is None},
+        **{name: value for name, value in _WORKER.items() if configured(name) is None},
         "protocol": "tls",
         "security": _certificates(),
         "shared_temp_directory": os.environ.get("DEPTHSCOPE_FOLDER") or str(Path.cwd()),
         "scheduler_options": {
-            **(configured.get("scheduler-options") or {}),
+            **(configured("scheduler-options") or {}),
             "dashboard": False,
             "dashboard_address": None,
         },

@@ -158,7 +158,8 @@ class Slurm:
     def job(self, number: str) -> dict[str, str]:
         """What the controller knows about a job."""
         text = self.run("scontrol", "show", "job", "-o", number).stdout
-        return dict(re.findall(r"(\S+?)=(\S*)", text))
+        # Of a heterogeneous job the first component, which holds the script.
+        return dict(re.findall(r"(\S+?)=(\S*)", text.splitlines()[0]))
 
     def state(self, number: str) -> str:
         """State of a job."""

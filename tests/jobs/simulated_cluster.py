@@ -7,11 +7,13 @@ A few processes do that for all workers, so that the driver's own process runs t
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import multiprocessing
+import queue
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +102,7 @@ class SimulatedPool:
         self._numbers = range(self.workers_wanted)
         self._free = dict.fromkeys(self._numbers, 0.0)
         self._due: list[tuple[float, int, SimulatedAttempt]] = []
-        self._made: dict[Future[Any], SimulatedAttempt] = {}
+        self._made: queue.SimpleQueue[SimulatedAttempt] = queue.SimpleQueue()
         self._rows = self._count = 0
         self._makers = ProcessPoolExecutor(
             self.processes, multiprocessing.get_context("spawn"), _begin, (self.settings,)
@@ -126,23 +128,23 @@ class SimulatedPool:
     def wait(self, attempts: Sequence[Attempt], seconds: float) -> Sequence[Attempt]:
         """Those whose time has come and whose data are on the disk."""
         until = time.monotonic() + seconds
-        while True:
+        found: list[SimulatedAttempt] = []
+        while not found:
             now = time.monotonic()
             while self._due and self._due[0][0] <= now:
                 attempt = heapq.heappop(self._due)[2]
                 attempt.made = self._makers.submit(_run, attempt.task)
-                self._made[attempt.made] = attempt
-            done = [future for future in self._made if future.done()]
-            if done or now >= until:
-                found = [self._made.pop(future) for future in done]
-                self._rows += sum(a.task.rows[1] - a.task.rows[0] for a in found)
-                return found
-            due = self._due[0][0] - now if self._due else until - now
-            pause = max(0.0, min(until - now, due))
-            if self._made:
-                wait(self._made, timeout=min(pause, 0.05), return_when="FIRST_COMPLETED")
-            else:
-                time.sleep(pause)
+                attempt.made.add_done_callback(lambda _, a=attempt: self._made.put(a))
+            until_due = self._due[0][0] if self._due else until
+            with contextlib.suppress(queue.Empty):
+                found.append(self._made.get(timeout=max(0.001, min(until, until_due) - now)))
+            if now >= until:
+                break
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._made.get_nowait())
+        self._rows += sum(a.task.rows[1] - a.task.rows[0] for a in found)
+        return found
 
     def progress(self) -> tuple[int, Mapping[str, float]]:
         """Rows so far."""
