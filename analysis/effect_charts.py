@@ -77,7 +77,7 @@ def interaction_charts(result: xr.Dataset, model: str) -> tuple[Chart, ...]:
                     _subtitle(result, model, scope, how),
                     _INTERACTIONS + (_LOCAL if local else ""),
                     panels,
-                    across=len(_parts(result)),
+                    across=max(2, len(_parts(result))),
                 )
             )
     return tuple(charts)
@@ -105,7 +105,7 @@ def output_charts(result: xr.Dataset, model: str) -> tuple[Chart, ...]:
                     _subtitle(result, model, scope, how),
                     _OUTPUTS,
                     panels,
-                    across=max(1, len(panels) // 2),
+                    across=max(2, len(panels) // 2),
                 )
             )
     return tuple(charts)

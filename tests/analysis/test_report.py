@@ -16,15 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from depthscope.analysis import report_tables
 from depthscope.analysis import store as store_module
 from depthscope.analysis.contributions import contributions
+from depthscope.analysis.depth_score import depth_score
+from depthscope.analysis.interactions import interactions
 from depthscope.analysis.report import write_report
 from depthscope.analysis.report_page import FactGroup, StoreReport, render_page
 from depthscope.analysis.token_views import MEASURES, token_views
 from depthscope.storage.errors import RequestError
 
 from . import synthetic_results as synthetic
-from .effects_store import add_effects
+from .effects_store import add_effects, commit_effects
 from .small_store import build
 
 NASTY = [
@@ -184,6 +187,84 @@ def test_report_of_a_store(tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths.figures)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out.html", "out_figures"]
     assert paths.page.stat().st_size < 8_000_000
+
+
+def test_interventions_in_the_report(tmp_path: Path) -> None:
+    store = build(tmp_path / "small", layers=5)
+    effects = add_effects(store.root, committed=(0, 2))
+    run = store_module.open(store.root)
+    depth_score(run, "subject", partial=True, resamples=20)
+    paths = write_report([store.root], tmp_path / "out.html")
+    page = Page(paths.page.read_text(encoding="utf-8"))
+    names = {
+        *(f"interactions_{s}_{k}" for s in ("all", "future") for k in ("propagated", "local")),
+        *("output_effects_all", "output_effects_future", "depth_score"),
+    }
+    assert {f"store-0-{name}" for name in names} <= set(page.data["figures"])
+    assert names <= {path.stem for path in paths.figures}
+    trace = page.data["figures"]["store-0-interactions_future_propagated"]["data"][0]
+    shown = np.frombuffer(base64.b64decode(trace["z"]["bdata"]), trace["z"]["dtype"])
+    result = interactions(run, partial=True)
+    at = result.effect_mean.sel(scope="future", kind="propagated", part="layer").values
+    inside = np.triu(np.ones((5, 5), bool), 1)
+    np.testing.assert_array_equal(shown.reshape(5, 5)[inside], at[inside])
+    assert "Only 2 of 3 tasks of effects skip are committed" in page.text
+    assert "Changing a layer of the first half" in page.text
+    assert "The centre of the layers' effect on future later layers" in page.text
+    assert "Effective depth of 5 layers" in page.text
+    links = {a["download"]: a["href"] or "" for t, a in page.tags if t == "a" and "download" in a}
+    assert {"small_interactions.csv", "small_output_effects.csv", "small_depth.csv",
+            "small_depth_score.csv", "small_depth_score_trend.csv"} <= set(links)  # fmt: skip
+    content = base64.b64decode(links["small_interactions.csv"].split("base64,")[1]).decode()
+    rows = list(csv.DictReader(io.StringIO(content)))
+    # Ten pairs of layers in two scopes, two kinds and three parts.
+    assert len(rows) == 10 * 12
+    for row in rows:
+        cell = result.sel(
+            {key: row[key] for key in ("scope", "kind", "part")}
+            | {key: int(row[key]) for key in ("source", "target")}
+        )
+        assert float(row["effect_mean"]) == pytest.approx(float(cell.effect_mean), rel=1e-5)
+        assert int(row["count"]) == int(cell["count"]) == 4
+
+    # Once several sweeps are there, the one that was analysed last stays.
+    for task in range(3):
+        commit_effects(effects, task)
+    add_effects(store.root, "zero", seed=3)
+    page = Page(write_report([store.root], tmp_path / "b.html").page.read_text(encoding="utf-8"))
+    assert "effects skip" in json.dumps(page.data["figures"])
+    (store.root / "analysis" / "interactions.zarr").rename(tmp_path / "away.zarr")
+    page = Page(write_report([store.root], tmp_path / "c.html").page.read_text(encoding="utf-8"))
+    assert "The store has several effects (skip, zero)" in page.text
+
+
+def test_models_with_interventions_side_by_side(tmp_path: Path) -> None:
+    stores = [build(tmp_path / f"s{n}", seed=n, layers=4 + n, points=()) for n in range(2)]
+    for store in stores:
+        add_effects(store.root, parts=("layer",))
+    paths = write_report([store.root for store in stores], tmp_path / "out.html")
+    page = Page(paths.page.read_text(encoding="utf-8"))
+    figure = page.data["figures"]["compared-compared_interactions_future"]
+    assert [trace["type"] for trace in figure["data"]] == ["heatmap", "heatmap"]
+    assert "compared_interactions_future.png" in {path.name for path in paths.figures}
+    assert "Effective depth of every store" in page.text
+    links = {a["download"]: a["href"] or "" for t, a in page.tags if t == "a" and "download" in a}
+    content = base64.b64decode(links["compared_depth.csv"].split("base64,")[1]).decode()
+    rows = list(csv.DictReader(io.StringIO(content)))
+    assert [row["store"] for row in rows] == ["s0"] * 3 + ["s1"] * 3
+    assert {row["layers"] for row in rows[3:]} == {"5"}
+
+
+def test_long_tables_are_shown_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_tables, "SHOWN_ROWS", 5)
+    page = Page(render_page([one_report()], "today"))
+    assert "The first 5 of 18 rows; all of them are among the tables to download." in page.text
+    assert "18 rows" in page.text
+    monkeypatch.setattr(report_tables, "CARRIED_ROWS", 10)
+    page = Page(render_page([one_report()], "today"))
+    assert "all of them are in the store's analysis folder." in page.text
+    links = [a["download"] for t, a in page.tags if t == "a" and "download" in a]
+    assert links == ["tiny_lens.csv"]
 
 
 def test_token_views_are_the_stored_values(tmp_path: Path) -> None:
