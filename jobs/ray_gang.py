@@ -137,11 +137,18 @@ class RayGang:
         First and last layer (end excluded) of each.
     bundle
         What each of them gets.
+    actor
+        The class of the stages' actors.
     """
 
     def __init__(
-        self, settings: WorkerSettings, ranges: Sequence[tuple[int, int]], bundle: Bundle
+        self,
+        settings: WorkerSettings,
+        ranges: Sequence[tuple[int, int]],
+        bundle: Bundle,
+        actor: type[StageActor] = StageActor,
     ) -> None:
+        self._actor = actor
         self._settings, self._ranges, self._bundle = settings, list(ranges), bundle
         self._group: Any = None
         self.stages: list[RayStage] = []
@@ -188,7 +195,7 @@ class RayGang:
         devices = max(1, int(self._bundle.gpus))
         threads = PER_DEVICE * devices * len(self._ranges)
         groups = {MICRO_BATCHES: threads, CONTROL: len(self._ranges) + 3}
-        actor = ray.remote(concurrency_groups=groups)(StageActor)
+        actor = ray.remote(concurrency_groups=groups)(self._actor)
         for number in range(len(self._ranges)):
             placed = actor.options(
                 num_cpus=self._bundle.cpus,

@@ -20,7 +20,7 @@ from depthscope.storage.tasks import Task
 
 from .dispatch import Attempt, WorkerLost, in_flight
 from .ray_cluster import RESTARTS, connect, node_resources, nodes_with, patience
-from .ray_gang import Bundle, RayGang
+from .ray_gang import Bundle, RayGang, StageActor
 from .ray_progress import ActorProgress
 from .spec import ExtractSpec
 
@@ -57,6 +57,8 @@ class RayGangPool:
         For every stage.
     spec
         How many gangs and stages, what each stage gets, and where.
+    actor
+        The class of the stages' actors.
 
     Raises
     ------
@@ -65,7 +67,12 @@ class RayGangPool:
         stages, or a stage refuses the request.
     """
 
-    def __init__(self, settings: WorkerSettings, spec: ExtractSpec) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        spec: ExtractSpec,
+        actor: type[StageActor] = StageActor,
+    ) -> None:
         gangs = spec.workers or 1
         self._members: list[_Member] = []
         self._progress = ActorProgress()
@@ -86,7 +93,7 @@ class RayGangPool:
             bundle = Bundle(settings.threads, gpus, spec.stage_placement, patience(spec.address))
             ranges = stage_ranges(settings, settings.stages)
             for _ in range(gangs):
-                self._members.append(_Member(RayGang(settings, ranges, bundle)))
+                self._members.append(_Member(RayGang(settings, ranges, bundle, actor)))
                 self._members[-1].gang.place()
             self._await_first()
         except BaseException:

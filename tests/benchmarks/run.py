@@ -35,6 +35,7 @@ BENCHMARKS = {
     "d": "reading",
     "e": "scaling",
     "f": "memory",
+    "g": "staged",
 }
 
 
