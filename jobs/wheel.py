@@ -2,7 +2,8 @@
 
 Needs no build tools and no network, and works from an installed wheel as well as from a checkout.
 Dependencies are left out of its metadata: they belong to the cluster, and Ray would otherwise
-fetch them all for every job.
+fetch them all for every job. A digest of the files is part of the version, since a cluster that has
+seen a wheel of some name never takes another of that name.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ _STAMP = (1980, 1, 1, 0, 0, 0)
 def pack_wheel(folder: Path) -> Path:
     """Write the wheel into a folder; its path."""
     ours = distribution("depthscope")
-    name = f"depthscope-{ours.version}"
     content: dict[str, bytes] = {}
     for package in PACKAGES:
         _collect(files(f"depthscope.{package}"), f"depthscope/{package}", content)
+    digest = hashlib.sha256()
+    for place, data in content.items():
+        digest.update(f"{place} {len(data)} ".encode() + data)
+    version = f"{ours.version.partition('+')[0]}+files.{digest.hexdigest()[:12]}"
+    name = f"depthscope-{version}"
     information = f"{name}.dist-info"
     content[f"{information}/METADATA"] = (
-        f"Metadata-Version: 2.1\nName: depthscope\nVersion: {ours.version}\n".encode()
+        f"Metadata-Version: 2.1\nName: depthscope\nVersion: {version}\n".encode()
     )
     content[f"{information}/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: depthscope\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

@@ -50,7 +50,7 @@ class Cluster:
             "--object-store-memory=100000000 --min-worker-port=0 --max-worker-port=0"
         )
         self.head.boot(ray, self.environment, self.network.hosts)
-        ask = ("submit", "status", "x", "--ray", self.url, "--no-ship")
+        ask = ("submit", "status", "x", "--ray", self.url, "--no-ship", "--no-record")
 
         def up() -> bool:
             return self.run(*ask, check=False).returncode == 0

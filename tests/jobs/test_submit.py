@@ -202,10 +202,11 @@ def test_the_manifest_is_what_kuberay_accepts(tmp_path: Path) -> None:
         assert schema_says(yaml.safe_dump(other), tmp_path) != ""
 
 
-def test_the_wheel_is_whole(tmp_path: Path) -> None:
+def test_the_wheel_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = pack_wheel(tmp_path)
     content = first.read_bytes()
-    assert pack_wheel(tmp_path).read_bytes() == content
+    assert pack_wheel(tmp_path) == first
+    assert first.read_bytes() == content
     target = tmp_path / "target"
     # As Ray unpacks it: pip into a folder of its own; it must not fetch anything.
     install = [sys.executable, "-m", "pip", "install", "--no-index", "--quiet", str(first)]
@@ -219,6 +220,9 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, capture_output=True, text=True, env={"PYTHONPATH": str(target)})
     assert done.stdout.strip().startswith(str(target)), done.stderr
+    # Ray knows a wheel by its name alone: other files must have another.
+    monkeypatch.setattr("depthscope.jobs.wheel.PACKAGES", ("storage", "jobs"))
+    assert pack_wheel(tmp_path).name != first.name
 
 
 def test_jobs_are_listed_with_their_progress(
