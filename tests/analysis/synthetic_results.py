@@ -77,3 +77,44 @@ def token_view(
     return TokenView(
         title, tuple(tokens), 70, 0, {name: v.astype(np.float32) for name, v in values.items()}
     )
+
+
+def interactions(layers: int, model: str = "tiny") -> xr.Dataset:
+    """Effects (source + 1) / (target + 1) of whole layers in scope future; 0.1 for the output."""
+    source, target = np.meshgrid(np.arange(layers), np.arange(layers), indexing="ij")
+    effect = np.where(target >= source, (source + 1) / (target + 1), np.nan)
+    axes = ("scope", "kind", "part", "source", "target")
+    bars = np.full((1, 1, 1, layers), 0.1)
+    matrix = {"max": 2 * effect, "mean": effect, "low": 0.9 * effect, "high": 1.1 * effect}
+    outputs = {
+        f"{name}_{key}": (axes[:-1], bars * factor)
+        for name in ("output_l2", "output_kl")
+        for key, factor in (("mean", 1), ("low", 0.8), ("high", 1.2), ("max", 3))
+        if (name, key) != ("output_kl", "max")
+    }
+    return xr.Dataset(
+        {
+            **{f"effect_{key}": (axes, value[None, None, None]) for key, value in matrix.items()},
+            "count": (axes, np.where(np.isfinite(effect), 12, 0)[None, None, None]),
+            **outputs,
+            "output_count": (axes[:-1], np.full(bars.shape, 12)),
+            "noise_floor": ("target", np.full(layers, 2e-7)),
+            "output_noise_floor": ((), 1e-8),
+        },
+        {
+            "scope": ["future"],
+            "kind": ["propagated"],
+            "part": ["layer"],
+            "source": np.arange(layers),
+            "target": np.arange(layers),
+        },
+        {
+            **attributes("interactions", model),
+            "parameters": {"level": 0.95, "effects": "skip"},
+            "documents": {"future": 12},
+            "splits": {"future": 40},
+            "dropped_documents": {"future": 0},
+            "effects_tasks": "3 of 3",
+            "request": {"what": "skip"},
+        },
+    )

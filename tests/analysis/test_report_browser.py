@@ -55,6 +55,7 @@ def reports() -> list[StoreReport]:
                     )
                     for n in range(2)
                 ),
+                interactions=synthetic.interactions(LAYERS + number),
             )
         )
     return found
@@ -180,6 +181,31 @@ def test_hovering_a_curve_shows_mean_and_interval(watched: Watched) -> None:
     assert "4.05  [4.04, 4.06]" in shown.replace("\xa0", " ")
 
 
+def test_hovering_a_heat_map_shows_the_pair_of_layers(watched: Watched) -> None:
+    for name, columns in (
+        ("store-0-interactions_future_propagated", LAYERS),
+        ("compared-compared_interactions_future", LAYERS),
+    ):
+        plot = watched.page.locator(f"#{name}-plot")
+        plot.scroll_into_view_if_needed()
+        assert plot.locator(".heatmaplayer image").count() == 2
+        assert plot.locator(".cbtitle").count() == 2
+        box = plot.locator(".heatmaplayer image").first.bounding_box()
+        # Blank cells are no part of the picture's hovering, but of its size.
+        step = box["width"] / columns, box["height"] / columns
+        watched.page.mouse.move(box["x"] + 4.5 * step[0], box["y"] + 1.5 * step[1])
+        label = plot.locator(".hoverlayer .hovertext")
+        label.wait_for()
+        shown = label.text_content()
+        assert "source layer 1 → target layer 4" in shown
+        assert "0.4 Relative change" in shown
+        assert "95% interval from 0.36" in shown
+        assert "95% interval to 0.44" in shown
+        assert "documents 12" in shown
+        watched.page.mouse.move(box["x"] + 1.5 * step[0], box["y"] + 4.5 * step[1])
+        label.wait_for(state="detached")
+
+
 def test_hovering_a_token_shows_its_values_by_layer(watched: Watched) -> None:
     view = reports()[0].views[0]
     words = watched.page.locator("#view-text span")
@@ -280,6 +306,6 @@ def test_dark_and_light(browser: Any, report_file: Path) -> None:
 def test_findings_and_tables_without_scripts(browser: Any, report_file: Path) -> None:
     page = browser.new_page(java_script_enabled=False)
     page.goto(report_file.as_uri())
-    assert page.locator(".findings li").count() == 6
+    assert page.locator(".findings li").count() == 8
     assert page.locator("noscript").first.is_visible()
     page.close()
