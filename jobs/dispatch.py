@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -179,11 +179,18 @@ class Dispatcher:
             return
         limit = max(STRAGGLER_SECONDS, STRAGGLER_TIMES * statistics.median(self.durations))
         now = time.monotonic()
-        for item in sorted(self.running.values(), key=lambda item: item.started):
-            attempts = sum(other.task.index == item.task.index for other in self.running.values())
-            if idle and now - item.started > limit and attempts == 1 and self._wanted(item.task):
-                self.on_warning(f"{item.task.name} is slow: another worker tries it, too")
-                self._give(idle.pop(), item.task)
+        attempts = Counter(item.task.index for item in self.running.values())
+        slow = [
+            item
+            for item in self.running.values()
+            if now - item.started > limit
+            and attempts[item.task.index] == 1
+            and self._wanted(item.task)
+        ]
+        slow.sort(key=lambda item: item.started)
+        for item in slow[: len(idle)]:
+            self.on_warning(f"{item.task.name} is slow: another worker tries it, too")
+            self._give(idle.pop(), item.task)
 
     def _wanted(self, task: Task) -> bool:
         return task.index not in self.done and task.index not in self.outcome.failed

@@ -54,8 +54,10 @@ dask_stop() {
       while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
     fi
   done
-  rm -f "$DEPTHSCOPE_FOLDER/dask-$SLURM_JOB_ID/key"
+  forget_secrets
 }
+
+forget_secrets() { rm -f "$DEPTHSCOPE_FOLDER/dask-$SLURM_JOB_ID/key"; }
 
 start_cluster() { dask_start; }
 

@@ -7,8 +7,9 @@
 # Exit code 75 means stopped and resumable. A command that was killed is resumable too, since what
 # is committed is complete. USR1 comes from Slurm before the time limit (--signal=B:USR1@SECONDS) or,
 # with PreemptParameters=send_user_signal, before preemption: the command stops at its next commit,
-# and the job goes back to the queue. A node that fails makes Slurm itself requeue the job. TERM comes from scancel and from preemption; Slurm itself
-# decides then whether the job returns. Tries that commit nothing are counted, so nothing runs forever.
+# and the job goes back to the queue. A node that fails makes Slurm itself requeue the job. TERM
+# comes from scancel and from preemption; Slurm itself decides then whether the job returns. Tries
+# that commit nothing are counted, so nothing runs forever.
 
 FRUITLESS_AT_MOST=3
 
@@ -17,9 +18,14 @@ command_pid=""
 
 say() { printf 'depthscope: %s\n' "$*" >&2; }
 
+# What must not outlive the job; a cluster's own wrapper says what that is.
+forget_secrets() { :; }
+
 on_signal() {
   stopping=$1
   say "$1 from Slurm: stopping at the next commit"
+  # After TERM there may be no time for more: Slurm is ending every process of the job.
+  if [[ $1 == TERM ]]; then forget_secrets; fi
   if [[ -n $command_pid ]]; then kill -TERM "$command_pid" 2>/dev/null || true; fi
 }
 

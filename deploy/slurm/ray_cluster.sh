@@ -109,6 +109,8 @@ run_command() {
     --follow --no-ship --no-record --await-nodes "$SLURM_JOB_NUM_NODES" -- "$@"
 }
 
+forget_secrets() { rm -f "${RAY_AUTH_TOKEN_PATH:-}"; }
+
 stop_cluster() {
   touch "$DEPTHSCOPE_FOLDER/stopping"
   if [[ -n ${cluster_pid:-} ]]; then
@@ -116,5 +118,6 @@ stop_cluster() {
     kill -USR2 "$cluster_pid" 2>/dev/null || true
     while kill -0 "$cluster_pid" 2>/dev/null; do wait "$cluster_pid" || true; done
   fi
-  rm -f "${RAY_AUTH_TOKEN_PATH:-}" "$DEPTHSCOPE_FOLDER/stopping"
+  forget_secrets
+  rm -f "$DEPTHSCOPE_FOLDER/stopping"
 }

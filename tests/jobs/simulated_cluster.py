@@ -102,7 +102,8 @@ class SimulatedPool:
         self._numbers = range(self.workers_wanted)
         self._free = dict.fromkeys(self._numbers, 0.0)
         self._due: list[tuple[float, int, SimulatedAttempt]] = []
-        self._made: queue.SimpleQueue[SimulatedAttempt] = queue.SimpleQueue()
+        self._making: dict[Future[Any], SimulatedAttempt] = {}
+        self._made: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._rows = self._count = 0
         self._makers = ProcessPoolExecutor(
             self.processes, multiprocessing.get_context("spawn"), _begin, (self.settings,)
@@ -133,18 +134,25 @@ class SimulatedPool:
             now = time.monotonic()
             while self._due and self._due[0][0] <= now:
                 attempt = heapq.heappop(self._due)[2]
-                attempt.made = self._makers.submit(_run, attempt.task)
-                attempt.made.add_done_callback(lambda _, a=attempt: self._made.put(a))
+                making = self._makers.submit(_run, attempt.task)
+                self._making[making] = attempt
+                making.add_done_callback(self._made.put)
             until_due = self._due[0][0] if self._due else until
             with contextlib.suppress(queue.Empty):
-                found.append(self._made.get(timeout=max(0.001, min(until, until_due) - now)))
+                pause = max(0.001, min(until, until_due) - now)
+                found.append(self._finished(self._made.get(timeout=pause)))
             if now >= until:
                 break
         with contextlib.suppress(queue.Empty):
             while True:
-                found.append(self._made.get_nowait())
+                found.append(self._finished(self._made.get_nowait()))
         self._rows += sum(a.task.rows[1] - a.task.rows[0] for a in found)
         return found
+
+    def _finished(self, made: Future[Any]) -> SimulatedAttempt:
+        attempt = self._making.pop(made)
+        attempt.made = made
+        return attempt
 
     def progress(self) -> tuple[int, Mapping[str, float]]:
         """Rows so far."""
