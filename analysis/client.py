@@ -98,7 +98,7 @@ def _local(workers: int | None) -> Iterator[None]:
 @contextmanager
 def _slurm(workers: int) -> Iterator[None]:
     try:
-        from dask_jobqueue import SLURMCluster
+        from dask_jobqueue.slurm import SLURMCluster
     except ImportError:
         raise RequestError(
             "--slurm-workers needs dask-jobqueue: pip install depthscope[slurm]"

@@ -145,9 +145,7 @@ class RayPool:
                     del self._starting[worker]
                 else:
                     del self._starting[worker]
-        return [
-            w for w in range(len(self._actors)) if w not in self._starting.keys() | self._dead
-        ]
+        return [w for w in range(len(self._actors)) if w not in self._starting.keys() | self._dead]
 
     def lost(self) -> bool:
         """Whether Ray has given every actor up."""

@@ -174,9 +174,7 @@ class CommitLog:
 
     def files(self, task: int | None = None) -> Iterator[Path]:
         """The commits' files, of one task or of all, in order."""
-        folders = (
-            [self._task(task)] if task is not None else _sorted_folders(self.folder)
-        )
+        folders = [self._task(task)] if task is not None else _sorted_folders(self.folder)
         for folder in folders:
             if folder.is_dir():
                 found = (path for path in folder.iterdir() if _NAME.fullmatch(path.name))
