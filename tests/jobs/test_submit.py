@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,53 @@ def test_no_slurm_on_the_path(monkeypatch: pytest.MonkeyPatch, state: Path) -> N
     with pytest.raises(RequestError, match="kubectl is not on the path"):
         submit(cli, EXTRACT, SubmitSpec(kubernetes=True, image="registry/depthscope:1"))
     assert not state.exists()
+
+
+class OldCluster(BaseHTTPRequestHandler):
+    """A dashboard of another version of Ray."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"version": "4", "ray_version": "2.40.0", "ray_commit": "x"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_another_version_of_ray(state: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), OldCluster) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            with pytest.raises(RequestError, match=r"runs Ray 2\.40\.0, this is .*pip install ray"):
+                submit(cli, EXTRACT, SubmitSpec(ray=url))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sbatch: error: invalid partition specified: x", "no such partition"),
+        ("sbatch: error: Invalid account or account/partition combination", "this account"),
+        (
+            "sbatch: error: Requested node configuration is not available",
+            "no node of the partition",
+        ),
+        ("sbatch: error: Unable to contact slurm controller", "does not answer"),
+        ("sbatch: error: something new", "Slurm refuses the job: something new"),
+    ],
+)
+def test_what_slurm_says_becomes_one_line(text: str, said: str) -> None:
+    from depthscope.jobs.slurm import _advice
+
+    assert said in _advice(text)
+    assert "\n" not in _advice(text)
 
 
 def test_no_option_of_submit_is_one_of_its_commands() -> None:
