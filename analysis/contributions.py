@@ -29,6 +29,9 @@ Source = Literal["statistics", "activations"]
 #: Denominators of norm ratios are at least this.
 CLAMP = 1e-6
 
+#: Rows that are compared at a time, so that their values in float64 stay in a core's cache.
+CACHED_ROWS = 256
+
 #: Bytes of float32 activations of a slice of rows; about eight such arrays live at a time.
 ACTIVATION_BYTES = 8 << 20
 
@@ -144,9 +147,9 @@ class ActivationValues:
             h = self.residual.read(piece, place, as_float32=True)
             a = self.attention_output.read(piece, layer, as_float32=True)
             m = self.mlp_output.read(piece, layer, as_float32=True)
-            middle, change = h + a, a + m
-            for part, (added, base) in enumerate(((a, h), (m, middle), (change, h))):
-                values[0, part, layer], values[1, part, layer] = _compare(added, base)
+            for first in range(0, len(piece), CACHED_ROWS):
+                part = slice(first, first + CACHED_ROWS)
+                values[:, :, layer, part] = _compare(h[part], a[part], m[part])
         return _without_infinite_bases(values)
 
 
@@ -159,12 +162,21 @@ def _without_infinite_bases(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _compare(
-    added: NDArray[np.float32], base: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Norm ratio and cosine per row; sums in float64, since squares of massive values overflow."""
-    dot = np.einsum("nd,nd->n", added, base, dtype=np.float64)
-    size, length = (np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64)) for x in (added, base))
+    h: NDArray[np.float32], a: NDArray[np.float32], m: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Norm ratio and cosine of every part and row, (2, part, rows).
+
+    All of them follow from six products of rows, since h + a and a + m need not be formed; float64,
+    since squares of massive values overflow and sublayers may cancel.
+    """
+    wide = [x.astype(np.float64) for x in (h, a, m)]
     with np.errstate(invalid="ignore"):
+        hh, aa, mm = (np.vecdot(x, x) for x in wide)
+        ah, mh, am = (np.vecdot(wide[i], wide[j]) for i, j in ((1, 0), (2, 0), (1, 2)))
+        # Of a, m and a + m; of h, h + a and h; and of the ones with the others.
+        size = np.sqrt(np.maximum([aa, mm, aa + 2 * am + mm], 0))
+        length = np.sqrt(np.maximum([hh, hh + 2 * ah + aa, hh], 0))
+        dot = np.stack([ah, mh + am, ah + mh])
         ratio = size / np.maximum(length, CLAMP)
         cosine = dot / np.maximum(size * length, np.finfo(np.float32).tiny)
-    return ratio, np.clip(cosine, -1, 1)
+    return np.stack([ratio, np.clip(cosine, -1, 1)])
