@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from depthscope.pipeline.branch_plan import make_change
 from depthscope.pipeline.costs import ModelCosts
@@ -16,17 +15,14 @@ from depthscope.pipeline.interventions import PROGRAMS, Intervention, Rows, as_d
 from depthscope.pipeline.memory import working_bytes
 from depthscope.storage.effects import EffectsRecord
 from depthscope.storage.errors import RequestError
-from depthscope.storage.predicates import sample_documents, select_rows
+from depthscope.storage.predicates import select_rows
 from depthscope.storage.run_record import RunRecord
-from depthscope.storage.sampling import sample_keys
-from depthscope.storage.token_table import TokenTable
 
+from .document_splits import choose_documents, choose_splits
 from .intervene_spec import InterveneSpec
 
 SCOPES, KINDS, PARTS = ("all", "future"), ("propagated", "local"), ("layer", "attention", "mlp")
 CASES = ("later", "earlier", "answer")
-#: Splits of a document where nobody says.
-SPLITS = 4
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def plan_effects(
     kinds = _known("--kind", spec.kind, KINDS)
     parts = _known("--part", spec.part, PARTS)
     sources = _sources(spec, layers, parts, kinds)
-    documents, lengths = _documents(root, spec)
+    documents, lengths = choose_documents(root, spec)
     gradients = spec.what == "gradients"
     if gradients:
         scopes, kinds = (), ()
@@ -73,7 +69,7 @@ def plan_effects(
     if erases or gradients:
         splits: list[list[int]] = [[] for _ in documents]
     else:
-        splits = _splits(spec, scopes, documents, lengths)
+        splits = choose_splits(spec, scopes, documents, lengths)
     batch_tokens = spec.batch_tokens or (65536 if torch.cuda.is_available() else 8192)
     batch_tokens = max(batch_tokens, 3 * max(lengths))
     request = spec.model_dump(mode="json") | {
@@ -188,74 +184,6 @@ def _sources(
                 )
             )
     return chosen
-
-
-def _documents(root: Path, spec: InterveneSpec) -> tuple[list[int], list[int]]:
-    table = TokenTable(root)
-    numbers, _, lengths = table.document_spans()
-    long_enough = numbers[lengths >= 2]
-    if not len(long_enough):
-        raise RequestError(
-            f"{root}: every document is shorter than two tokens, so nothing comes after anything: "
-            "extract a corpus of longer documents"
-        )
-    count = min(spec.documents or len(long_enough), len(long_enough))
-    if spec.first_documents or count == len(long_enough):
-        chosen = long_enough[:count]
-    else:
-        chosen = np.sort(long_enough[sample_documents(len(long_enough), count, spec.seed)])
-    return chosen.tolist(), lengths[chosen].tolist()
-
-
-def _splits(
-    spec: InterveneSpec, scopes: Sequence[str], documents: Sequence[int], lengths: Sequence[int]
-) -> list[list[int]]:
-    """Positions of every document's splits, filled up with -1 to the same number."""
-    if spec.splits is not None and spec.splits_per_document is not None:
-        raise RequestError("--splits and --splits-per-document: give one of them")
-    if "future" not in scopes:
-        return [[-1] for _ in documents]
-    if spec.splits == "official":
-        rows = [_official(spec.seed, d, n) for d, n in zip(documents, lengths, strict=True)]
-    elif spec.splits is not None:
-        rows = [_explicit(spec.splits, n) for n in lengths]
-    else:
-        count = spec.splits_per_document or SPLITS
-        rows = [_drawn(spec.seed, d, n, count) for d, n in zip(documents, lengths, strict=True)]
-    if all(split < 0 for row in rows for split in row):
-        raise RequestError(
-            f"--splits {spec.splits or 'drawn'}: no split lies inside a document (a split t needs "
-            f"2 ≤ t < tokens; the longest document has {max(lengths)}): give smaller ones"
-        )
-    most = max(len(row) for row in rows)
-    return [row + [-1] * (most - len(row)) for row in rows]
-
-
-def _explicit(text: str, length: int) -> list[int]:
-    try:
-        asked = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise RequestError(
-            f"--splits {text!r}: give positions such as 16,32,48, or official"
-        ) from None
-    if wrong := [split for split in asked if split < 2]:
-        raise RequestError(
-            f"--splits {wrong[0]}: a split t acts on positions 1 to t-1, so it is at least 2"
-        )
-    return [split if split < length else -1 for split in asked]
-
-
-def _drawn(seed: int, document: int, length: int, count: int) -> list[int]:
-    places = np.arange(2, length, dtype=np.int64)
-    keys = sample_keys(places, seed + 7919 * (document + 1))
-    return sorted(places[np.argsort(keys, kind="stable")[:count]].tolist())
-
-
-def _official(seed: int, document: int, length: int) -> list[int]:
-    """The paper's grid: 8, 16, … below T-4, shuffled, the first four (methods.md 1.3)."""
-    grid = np.arange(8, length - 4, 8, dtype=np.int64)
-    keys = sample_keys(grid, seed + 7919 * (document + 1))
-    return sorted(grid[np.argsort(keys, kind="stable")[:4]].tolist())
 
 
 def _tasks(
