@@ -12,6 +12,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def save_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         temporary.write_text("".join(lines), encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise RequestError(f"{path} cannot be written: {error.strerror or error}") from error
 
 

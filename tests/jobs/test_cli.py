@@ -93,10 +93,10 @@ def test_queries(depthscope: Run, tiny_model: Path, corpus: Path, tmp_path: Path
     assert "row" in refused.stderr
     assert depthscope("query", store, "SELEKT 1").returncode == 2
     results = json.loads(depthscope("analyze", store, "--json").stdout)
-    assert sorted(results) == ["contributions", "lens"]
+    assert sorted(results) == ["contributions", "depth", "lens"]
 
 
 def test_help_names_every_command(depthscope: Run) -> None:
     text = depthscope("--help").stdout
-    for command in ("demo", "extract", "analyze", "query", "report", "verify", "status"):
+    for command in ("corpus", "demo", "extract", "analyze", "query", "report", "verify", "status"):
         assert f"  {command} " in text
