@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -21,8 +22,6 @@ def commits(store: Path) -> int:
 
 
 def hosts(store: Path) -> set[str]:
-    import json
-
     return {json.loads(path.read_text())["host"] for path in (store / "commits").glob("*/*.json")}
 
 
@@ -184,6 +183,17 @@ def test_the_demo_model_on_both_nodes(slurm: Slurm) -> None:
     extract(ExtractSpec(model="demo", data=(str(corpus),), out=alone, **options))
     assert data_bytes(store) == data_bytes(alone)
     assert hosts(store) == {"n1", "n2"}
+
+
+def test_a_stage_on_each_node(study: Study) -> None:
+    slurm, store = study.slurm, study.slurm.shared / "staged"
+    number = study.submit(store, "--schedule", "staged", "--stages", "2", pause=0)
+    assert slurm.ended(number, 400) == "COMPLETED", slurm.log(number)
+    study.is_whole(store)
+    found = [json.loads(path.read_text()) for path in (store / "commits").glob("*/*.json")]
+    # Which node committed which points: each has its own, the same in every task.
+    assert len({(commit["host"], *commit["points"]) for commit in found}) == 2
+    assert {commit["host"] for commit in found} == {"n1", "n2"}
 
 
 def test_an_array_and_what_follows_it(study: Study) -> None:
