@@ -219,7 +219,8 @@ class RayGang:
         if self._closed:
             self.stop()
             raise WorkerLost("the stages are closed")
-        self._gang = Gang(self.stages, PER_DEVICE * sum(counts))
+        # Each one in flight holds a thread of every stage that it has been sent to.
+        self._gang = Gang(self.stages, min(threads, PER_DEVICE * sum(counts)))
 
     def run(self, task: Task) -> tuple[Commit, ...]:
         """Take a task through all stages; the commits of all.

@@ -180,8 +180,10 @@ class RayGangPool:
     def progress(self) -> tuple[int, Mapping[str, float]]:
         """Sum of the stages' counters, as far as they have answered; never waits for one."""
         with self._lock:
-            up = [member for member in self._members if member.starting is None]
-        return self._progress.collect([stage.progress for m in up for stage in m.gang.stages])
+            up = [(n, m.gang.stages) for n, m in enumerate(self._members) if m.starting is None]
+        places = len(self._members)
+        ask = {n + places * i: stage.progress for n, own in up for i, stage in enumerate(own)}
+        return self._progress.collect(ask)
 
     def close(self) -> None:
         """End the stages, and the cluster if it is our own."""

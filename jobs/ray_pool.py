@@ -170,7 +170,8 @@ class RayPool:
 
     def progress(self) -> tuple[int, Mapping[str, float]]:
         """Sum of the workers' counters, as far as they have answered; never waits for one."""
-        return self._progress.collect([actor.progress.remote for actor in self._actors])
+        ask = {number: actor.progress.remote for number, actor in enumerate(self._actors)}
+        return self._progress.collect(ask)
 
     def close(self) -> None:
         """End the actors, and the cluster if it is our own."""

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -53,13 +53,14 @@ class ActorProgress:
         self._asked: dict[Any, int] = {}
         self._last_asked = 0.0
 
-    def collect(self, ask: Sequence[Callable[[], Any]]) -> tuple[int, Mapping[str, float]]:
+    def collect(self, ask: Mapping[int, Callable[[], Any]]) -> tuple[int, Mapping[str, float]]:
         """Rows and seconds by kind, of all actors that ever answered.
 
         Parameters
         ----------
         ask
-            Sends the question to each actor; an actor that was started again keeps its place.
+            Sends the question to the actors that are up, by numbers that they keep when they are
+            started again.
         """
         if self._asked:
             ready, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
@@ -72,7 +73,7 @@ class ActorProgress:
                     continue
         if time.monotonic() - self._last_asked > _EVERY:
             self._last_asked = time.monotonic()
-            idle = set(range(len(ask))) - set(self._asked.values())
+            idle = set(ask) - set(self._asked.values())
             self._asked.update({ask[actor](): actor for actor in idle})
         total: Counter[str] = Counter()
         for _, seconds in self._latest.values():

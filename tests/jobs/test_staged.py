@@ -198,6 +198,16 @@ def test_packed_stages_and_two_gangs(
 
 
 @pytest.mark.cluster
+def test_stages_on_a_cluster_of_their_own(
+    options: dict[str, Any], resident: dict[str, bytes], tmp_path: Path
+) -> None:
+    changes = {"engine": "ray", "stages": 2, "stage_placement": "pack"}
+    extract(ExtractSpec(**staged(options, tmp_path / "store", **changes)))
+    check_same(tmp_path / "store", resident)
+    assert len({commit.pid for commit in CommitLog(tmp_path / "store").commits()}) == 2
+
+
+@pytest.mark.cluster
 def test_stages_that_are_killed(on_two_nodes: Nodes, options: dict[str, Any]) -> None:
     """SIGKILL in mid-run, to one stage and later to the other: the open tasks alone are redone."""
     small = {"task_rows": 128, "batch_tokens": 64, "sublayers": False, "points": "0,2,4,6"}

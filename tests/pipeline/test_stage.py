@@ -338,6 +338,31 @@ def test_a_layer_that_adds_otherwise_is_refused(
     assert not (tmp_path / "store").exists()
 
 
+def test_a_gang_that_is_closed_in_mid_run_lets_everybody_go(
+    settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+    plain = LayerStack.run
+
+    def slowly(stack: Any, *arguments: Any) -> Any:
+        begun.set()
+        time.sleep(0.05)
+        return plain(stack, *arguments)
+
+    monkeypatch.setattr(LayerStack, "run", slowly)
+    worker = GangWorker(settings, [(0, 2), (2, 5)], [CPU] * 3)
+    tasks = [worker.selections.task(number) for number in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        running = [threads.submit(worker.run, task) for task in tasks]
+        assert begun.wait(60)
+        started = time.monotonic()
+        worker.close()
+        for future in running:
+            assert future.exception(60) is not None
+    assert time.monotonic() - started < 10
+    assert not list((settings.root / "partial").glob("*/*"))
+
+
 def test_layers_that_do_not_fit_the_devices_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"5 layers need .*missing.*--device-memory"):
         run(devices=2, device_memory="40KB")
