@@ -145,7 +145,7 @@ def cut_points(points: int, hidden: int, resamples: int, memory: int | None) -> 
     """
     allowed = memory or psutil.virtual_memory().available // 2
     # A block and the one read ahead, its vectors by row, Gram matrices and resampled sums.
-    block = 3 * 4 * points * BLOCK_ROWS * hidden
+    block = 4 * points * BLOCK_ROWS * (3 * hidden + points)
     draws = 8 * resamples * (2 * points * points + 4 * points * points)
     budget = allowed - held_now() - block - draws - SLACK
     # Of each set, the moments of a point and those with the next; and the solver's copies.

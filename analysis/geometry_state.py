@@ -91,64 +91,46 @@ class Overview:
                 self.massive[number].add(point, h[chosen], *places, beyond)
 
     def _add_cosines(self, block: RowBlock) -> None:
-        for first in range(0, len(block.row), COSINE_ROWS):
-            part = slice(first, first + COSINE_ROWS)
-            h = np.ascontiguousarray(block.h[:, part].transpose(1, 0, 2))
-            square = np.einsum("npd,npd->np", h, h, dtype=np.float64)
-            known = square > 0
-            h /= np.sqrt(np.where(known, square, 1)).astype(np.float32)[:, :, None]
-            cosine = np.clip(np.matmul(h, h.transpose(0, 2, 1)).astype(np.float64), -1, 1)
-            usable = known[:, :, None] & known[:, None, :]
-            cosine[~usable] = 0
-            both = usable[:, self.upper[0], self.upper[1]]
-            angle = np.arccos(cosine[:, self.upper[0], self.upper[1]]) / np.pi * both
-            self._sum_cosines(block, part, cosine, usable, angle, both)
-
-    def _sum_cosines(
-        self,
-        block: RowBlock,
-        part: slice,
-        cosine: Float64,
-        usable: NDArray[np.bool_],
-        angle: Float64,
-        both: NDArray[np.bool_],
-    ) -> None:
-        document, next_ = block.document[part], np.arange(cosine.shape[1] - 1)
-        neighbour = cosine[:, next_, next_ + 1]
-        counted = usable[:, next_, next_ + 1]
-        last = block.last[part]
-        self.angle_last += angle[last].sum(axis=0)
-        self.compared_last += both[last].sum(axis=0)
-        for number, chosen in enumerate(part_of(block, part)):
-            if not chosen.any():
-                continue
-            self.cosine[number] += cosine[chosen].sum(axis=0)
-            self.compared[number] += usable[chosen].sum(axis=0)
-            self.angle_sum[number] += angle[chosen].sum(axis=0)
-            numbers, starts = np.unique(document[chosen], return_index=True)
-            for draws, values, counts in (
-                (self.angle[number], angle[chosen], both[chosen]),
-                (self.influence[number], (1 - neighbour)[chosen] * counted[chosen],
-                 counted[chosen]),
-            ):  # fmt: skip
-                draws.add(
-                    numbers,
-                    np.add.reduceat(values, starts, axis=0),
-                    np.add.reduceat(counts.astype(np.float64), starts, axis=0),
-                )
+        rows, points, pairs = len(block.row), len(block.h), len(self.upper[0])
+        angle, both = np.empty((rows, pairs), np.float32), np.empty((rows, pairs), np.bool_)
+        change = np.empty((rows, points - 1), np.float32)
+        for first in range(0, rows, COSINE_ROWS):
+            part = slice(first, min(rows, first + COSINE_ROWS))
+            cosine, usable = _cosines(block.h[:, part])
+            for number, chosen in enumerate(block.sets):
+                self.cosine[number] += cosine[chosen[part]].sum(axis=0, dtype=np.float64)
+                self.compared[number] += usable[chosen[part]].sum(axis=0)
+            both[part] = usable[:, self.upper[0], self.upper[1]]
+            angle[part] = np.arccos(cosine[:, self.upper[0], self.upper[1]]) / np.pi
+            next_ = np.arange(points - 1)
+            change[part] = 1 - cosine[:, next_, next_ + 1]
+        angle *= both
+        self.angle_last += angle[block.last].sum(axis=0, dtype=np.float64)
+        self.compared_last += both[block.last].sum(axis=0)
+        neighbours = both[:, self.upper[1] == self.upper[0] + 1]
+        change *= neighbours
+        for number, chosen in enumerate(block.sets):
+            if chosen.any():
+                self.angle_sum[number] += angle[chosen].sum(axis=0, dtype=np.float64)
+                _by_document(self.angle[number], block, chosen, angle, both)
+                _by_document(self.influence[number], block, chosen, change, neighbours)
 
     def _add_cka(self, block: RowBlock, look: Look) -> None:
         every = np.arange(len(block.row))
         for number, rows in enumerate((every[block.content], every)):
             draw = np.random.default_rng([self._draws.seed, number, block.number])
-            for place, chosen in enumerate(cut(rows, self._draws.cka_rows, draw)):
-                centred = block.h[:, chosen] - look.mean[:, None]
-                found = self.cka[number].add(centred) * len(chosen)
-                self.cka_draws[number].add(
-                    np.array([block.number << 16 | place]),
-                    found.reshape(1, -1),
-                    np.array([[float(len(chosen))]]),
-                )
+            cuts = cut(rows, self._draws.cka_rows, draw)
+            if not cuts:
+                continue
+            found = np.stack([
+                self.cka[number].add(block.h[:, chosen] - look.mean[:, None]) * len(chosen)
+                for chosen in cuts
+            ])  # fmt: skip
+            self.cka_draws[number].add(
+                np.arange(len(cuts)) + (block.number << 16),
+                found.reshape(len(cuts), -1),
+                np.array([[float(len(chosen))] for chosen in cuts]),
+            )
 
     def merge(self, other: Overview) -> None:
         """Add another's sums."""
@@ -221,6 +203,32 @@ class Moments:
                 mine[point] += values
 
 
-def part_of(block: RowBlock, part: slice) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The rows of both sets among a part of a block."""
-    return block.content[part], ~block.content[part]
+def _cosines(h: Float32) -> tuple[Float32, NDArray[np.bool_]]:
+    """Cosines of (points, rows, hidden) between all points, (rows, points, points).
+
+    The second array says where both vectors have a direction; elsewhere the cosine is 0.
+    """
+    by_row = np.ascontiguousarray(h.transpose(1, 0, 2))
+    square = np.einsum("npd,npd->np", by_row, by_row, dtype=np.float64)
+    known = square > 0
+    by_row /= np.sqrt(np.where(known, square, 1)).astype(np.float32)[:, :, None]
+    cosine = np.clip(np.matmul(by_row, by_row.transpose(0, 2, 1)), -1, 1)
+    usable = known[:, :, None] & known[:, None, :]
+    cosine[~usable] = 0
+    return cosine, usable
+
+
+def _by_document(
+    draws: PoissonBootstrap,
+    block: RowBlock,
+    chosen: NDArray[np.bool_],
+    values: Float32,
+    counts: NDArray[np.bool_],
+) -> None:
+    """Add the chosen rows' values, summed by document."""
+    numbers, starts = np.unique(block.document[chosen], return_index=True)
+    draws.add(
+        numbers,
+        np.add.reduceat(values[chosen], starts, axis=0, dtype=np.float64),
+        np.add.reduceat(counts[chosen], starts, axis=0, dtype=np.float64),
+    )

@@ -36,6 +36,8 @@ BENCHMARKS = {
     "e": "scaling",
     "f": "memory",
     "g": "staged",
+    "m": "maps",
+    "n": "scans",
 }
 
 
