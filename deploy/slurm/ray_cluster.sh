@@ -48,7 +48,10 @@ ray_node() {
   # What an earlier start of this job left on the node is of no use.
   rm -rf "$temporary"
   mkdir -m 700 "$temporary" || exit 1
-  trap 'kill -TERM $ray 2>/dev/null' TERM USR2
+  trap 'kill -TERM $ray 2>/dev/null' USR2
+  # Slurm is ending every process of the job, and Ray would drain for as long as Slurm waits: without
+  # its first process the others end at once, and the folder can go in time.
+  trap 'kill -KILL $ray 2>/dev/null' TERM
   local words=(ray start --block --disable-usage-stats "--node-ip-address=$address"
     "--temp-dir=$temporary" "--object-store-memory=${DEPTHSCOPE_OBJECT_STORE:-2000000000}"
     "--num-cpus=${SLURM_CPUS_ON_NODE:-1}" "--num-gpus=${SLURM_GPUS_ON_NODE:-0}"
