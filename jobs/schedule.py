@@ -10,7 +10,8 @@ import psutil
 import torch
 from depthscope.pipeline.costs import ModelCosts, model_costs
 from depthscope.pipeline.description import load_config
-from depthscope.pipeline.memory import Residual, SweepNeeds, tasks_at_once
+from depthscope.pipeline.memory import Residual, SweepNeeds
+from depthscope.pipeline.memory_budget import tasks_at_once
 from depthscope.pipeline.plan import choose
 from depthscope.storage.errors import RequestError
 from depthscope.storage.run_record import RunRecord
@@ -118,7 +119,9 @@ def _placed(spec: ExtractSpec, record: RunRecord, needs: SweepNeeds, most: int) 
     """Where the stream lives, and how many tasks run together."""
     memory, device = host_budget(spec), device_budget(spec)
     most = max(1, min(most, MOST_ROWS // record.task_rows))
-    places: list[Residual] = ["host", "store"] if device is None else ["device", "host", "store"]
+    places: list[Residual] = ["host"] if device is None else ["device", "host"]
+    if needs.stores_stream:
+        places.append("store")
     refused: RequestError | None = None
     best: Layout | None = None
     for place in places:
@@ -157,7 +160,9 @@ def sweep_needs(record: RunRecord, costs: ModelCosts) -> SweepNeeds:
     """What decides the memory of a sweep over this store."""
     specification, identity = record.specification, record.identity_fields
     longest = int(record.corpus["longest"])
-    lens = record.groups.get("lens")
+    lens, stored = record.groups.get("lens"), record.groups.get("activations")
+    every = len(record.points) == len(costs.layers) + 1
+    whole = stored is not None and stored.rows == record.rows
     return SweepNeeds(
         layer_bytes=costs.layer_bytes,
         frame_bytes=costs.frame_bytes,
@@ -169,6 +174,7 @@ def sweep_needs(record: RunRecord, costs: ModelCosts) -> SweepNeeds:
         task_rows=min(record.rows, record.task_rows + longest),
         batch_tokens=max(int(identity["batch_tokens"]), longest),
         planes=bool(record.points) + 2 * bool(specification["sublayers"]),
+        stores_stream=every and whole and identity["store_dtype"] == costs.dtype,
         statistics="statistics" in record.groups,
         vocabulary=costs.vocabulary,
         lens_rows=-(-lens.rows // record.tasks) if lens else 0,

@@ -10,7 +10,7 @@ the checkpoint is opened).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch
+from .kept_arguments import Arguments, KeptArguments
 from .packing import attention_by_segment, can_attend_by_segment
 
-Arguments = Mapping[str, Any]
-"""Keyword arguments of a layer, the stream apart."""
 _See = Callable[[int, Tensor, Arguments], None]
 
 
@@ -80,6 +79,8 @@ class Frame:
     ----------
     config
         The model's config, the same object that its loader's layers have.
+    kept
+        Arguments of micro-batches that come again; nothing is kept unless it is told of these.
     layers
         L.
     model
@@ -97,6 +98,7 @@ class Frame:
     ) -> None:
         self.device, self.config = device, model.config
         self.layers_return_tuples = False
+        self.kept = KeptArguments()
         self.model, self._needed, self._read = model, needed, read
         self.layers = len(blocks)
         parent, _, name = path.rpartition(".")
@@ -149,6 +151,9 @@ class Frame:
         sequence of mappings
             Keyword arguments of layers 0..L-1; layers of one kind share their tensors.
         """
+        return self.kept.of(batch, lambda: self._arguments(batch))
+
+    def _arguments(self, batch: Batch) -> Sequence[Arguments]:
         seen: list[Arguments] = []
 
         def see(layer: int, h: Tensor, arguments: Arguments) -> None:

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from .batches import Batch
 from .description import ModelInfo, one_line, quiet
-from .frame import Arguments, Frame
+from .frame import Frame
+from .kept_arguments import Arguments
 
 MakeFrame = Callable[[frozenset[str]], Frame]
 

@@ -18,6 +18,7 @@ from .conversion import ALL, Conversion, Rows, refuse_missing
 from .description import DTYPES, ModelInfo
 from .frame import Frame, place_buffers
 from .frame_probe import find_needed
+from .own_memory import OwnMemory
 from .skeleton import Skeleton
 from .weight_reader import WeightReader
 
@@ -78,6 +79,11 @@ class LayerLoader:
         self.layer_bytes = [weight_bytes(block) for block in self.skeleton.blocks]
         weights = dict(self.skeleton.rest().named_parameters())
         self.frame_bytes = sum(weights[name].nbytes for name in self._needed)
+
+    @property
+    def memory(self) -> OwnMemory:
+        """Where weights on the CPU live."""
+        return self._reader.memory
 
     @property
     def bytes_read(self) -> int:

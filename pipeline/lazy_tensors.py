@@ -51,7 +51,7 @@ class LazyTensor:
         """Memory for a larger tensor, of the dtype and on the device it shall have."""
         device, dtype = self._settings
         with self._in_stream():
-            return torch.empty(shape, dtype=dtype or self._reader.dtype(self._name), device=device)
+            return self._reader.empty(shape, dtype or self._reader.dtype(self._name), device)
 
     def read_into(self, target: Tensor) -> None:
         """Read all of it into a contiguous part of a larger tensor."""

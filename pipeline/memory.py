@@ -1,4 +1,4 @@
-"""How much memory a sweep needs, in bytes, and how many tasks fit into a budget together.
+"""How much memory a sweep needs, in bytes.
 
 A sweep goes through three phases; its need is the largest of them. With t tasks of r rows, hidden
 size d, inner size I, a micro-batch of b tokens, i bytes a value, s bytes a stored value, p stored
@@ -6,22 +6,28 @@ planes a layer (the point; with sublayers two more), L layers, V rows of the une
 rows of a task:
 
     embedding   frame + residual
-    layers      the two largest neighbouring layers + conversion + working + residual
-                + blocks + statistics + carried (+ frame, where the stream is in the store)
-    lens        4·V·d + lens budget + lens rows + statistics
+    layers      the two largest neighbouring layers + conversion + residual + arguments + carried
+                (+ frame, where the stream is in the store)
+    lens        4·V·d + lens budget + lens rows
+    always      working + malloc + blocks + tokens + statistics
 
-    residual    t·r·d·i             the stream between two layers; none where it is read back
-                                    from the store
+    residual    t·r·d·i             the stream between two layers; where it is read back from the
+                                    store, t·longest·d·i for documents that begin in other tasks
+    arguments   t·r·min(d·i/4, 1024)  kept from layer to layer: rotations, masks
     working     b·(4·d + 3·I)·i     what one micro-batch needs inside a layer; with eager
                                     attention also b·longest·heads·(4 + i) for its scores
-    blocks      2·r·p·d·s           one being filled, one being written
+    malloc      4 × working         on a CPU: what malloc keeps of freed tensors of many sizes
+                                    (measured: up to 3.7 ×); those of 32 MiB or more it gives back
+    blocks      2·r·(p+1)·d·s       one being filled, one being written; layer 0 brings forth a
+                                    point more
+    tokens      t·r·32              token ids and positions
     statistics  t·r·11·L·4          kept until the last layer, whose commit has them
     carried     2·r·d·i             of one task, where the store does not hold its whole stream
     lens rows   n·(L+1)·d·i         of one task
 
-On a CPU all of it is host memory. On a GPU the weights, the frame, working and the lens are on the
-device, and the residual is on the device or the host; the host holds the largest layer once more,
-pinned on its way, and the rest. The interpreter and its libraries are not counted.
+On a CPU all of it is host memory. On a GPU the weights, the frame, arguments, working and the lens
+are on the device, and the residual is on the device or the host; the host holds the largest layer
+once more, pinned on its way, and the rest. The interpreter and its libraries are not counted.
 """
 
 from __future__ import annotations
@@ -29,10 +35,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import ceil
 from typing import Literal
-
-from depthscope.storage.errors import RequestError
 
 #: Where the stream is held between two layers.
 Residual = Literal["device", "host", "store"]
@@ -40,7 +43,14 @@ Residual = Literal["device", "host", "store"]
 #: Numbers per row and layer that statistics keep, float32.
 _STATISTICS_BYTES = 11 * 4
 
-_GB = 1e9
+#: Bytes of a row's token ids and positions.
+_TOKEN_BYTES = 32
+#: What is kept of a token's arguments at most, so that they stay small beside any stream.
+_ARGUMENT_BYTES = 1024
+#: malloc gives allocations of this size and more back to the system, and keeps smaller ones.
+_GIVEN_BACK = 32 << 20
+#: How much of what it is given malloc keeps, in units of the most that was in use at a time.
+_KEPT_BY_MALLOC = 4
 
 
 @dataclass(frozen=True)
@@ -117,14 +127,40 @@ class SweepNeeds:
             longest=self.longest,
         )
 
+    @property
+    def malloc(self) -> int:
+        """What malloc keeps of a micro-batch's temporaries once they are freed."""
+        return _KEPT_BY_MALLOC * working_bytes(
+            self.batch_tokens,
+            self.hidden,
+            self.inner,
+            self.itemsize,
+            eager_heads=self.eager_heads,
+            longest=self.longest,
+            most=_GIVEN_BACK,
+        )
+
+    def arguments(self, tasks: int) -> int:
+        """The layers' arguments of so many tasks."""
+        return tasks * self.task_rows * kept_bytes(self.hidden, self.itemsize)
+
     def residual(self, tasks: int) -> int:
         """The stream of so many tasks between two layers."""
         return tasks * self.task_rows * self.hidden * self.itemsize * (1 + self.answers)
 
+    def crossing(self, tasks: int) -> int:
+        """Of a stream in the store, what it lacks: documents that begin in an earlier task."""
+        return tasks * self.longest * self.hidden * self.itemsize
+
     @property
     def blocks(self) -> int:
-        """The worker's two blocks of stored rows."""
-        return 2 * self.task_rows * self.planes * self.hidden * self.store_itemsize
+        """The worker's two blocks of stored rows, at layer 0, which has point 0 as well."""
+        planes = self.planes + 1 if self.planes else 0
+        return 2 * self.task_rows * planes * self.hidden * self.store_itemsize
+
+    def tokens(self, tasks: int) -> int:
+        """Token ids and positions of so many tasks."""
+        return tasks * self.task_rows * _TOKEN_BYTES
 
     def measured(self, tasks: int) -> int:
         """Statistics of so many tasks, kept until the last layer."""
@@ -179,10 +215,21 @@ def working_bytes(
     *,
     eager_heads: int = 0,
     longest: int = 0,
+    most: int | None = None,
 ) -> int:
-    """What a micro-batch needs inside a layer; with eager attention, its scores too."""
-    scores = batch_tokens * longest * eager_heads * (4 + itemsize)
-    return batch_tokens * (4 * hidden + 3 * inner) * itemsize + scores
+    """What a micro-batch needs inside a layer; with eager attention, its scores too.
+
+    With ``most``, only tensors smaller than that count.
+    """
+    scores = longest * eager_heads * (4 + itemsize)
+    sizes = [(4, hidden * itemsize), (3, inner * itemsize), (1, scores)]
+    sizes = [(count, batch_tokens * size) for count, size in sizes]
+    return sum(count * size for count, size in sizes if most is None or size < most)
+
+
+def kept_bytes(hidden: int, itemsize: int) -> int:
+    """What a sweep keeps of one token's arguments at most, from layer to layer."""
+    return min(hidden * itemsize // 4, _ARGUMENT_BYTES)
 
 
 def sweep_memory(
@@ -199,81 +246,39 @@ def sweep_memory(
     on_host
         Whether the device is the processor itself, so that all memory is the host's.
     """
-    stream = 0 if residual == "store" else needs.residual(tasks)
+    held = residual != "store"
+    stream = needs.residual(tasks) if held else needs.crossing(tasks)
     # Where nothing is held, the first layer embeds every micro-batch when its turn comes.
-    frame = needs.frame_bytes if residual == "store" else 0
-    layers = {"weights": needs.weights, "frame": frame, "working": needs.working}
-    measured = {"statistics": needs.measured(tasks)}
-    written = {"blocks": needs.blocks, "carried": needs.carried, **measured}
+    frame = 0 if held else needs.frame_bytes
+    layers = {
+        "weights": needs.weights,
+        "frame": frame,
+        "arguments": needs.arguments(tasks) if held else 0,
+    }
+    always = {
+        "blocks": needs.blocks,
+        "tokens": needs.tokens(tasks),
+        "statistics": needs.measured(tasks),
+    }
     if on_host:
+        always |= {"working": needs.working, "malloc": needs.malloc}
         return MemoryNeed(
             _largest(
-                {"frame": needs.frame_bytes, "residual": stream, **measured},
-                {**layers, "residual": stream, **written},
-                {"lens": needs.lens, **measured},
+                {"frame": needs.frame_bytes, "residual": stream, **always},
+                {**layers, "residual": stream, "carried": needs.carried, **always},
+                {"lens": needs.lens, **always},
             )
         )
     here = stream if residual == "device" else 0
     device = _largest(
         {"frame": needs.frame_bytes, "residual": here},
-        {**layers, "residual": here},
+        {**layers, "working": needs.working, "residual": here},
         {"lens": needs.lens},
     )
     pinned = max([needs.frame_bytes, *needs.layer_bytes]) + needs.conversion_bytes
-    return MemoryNeed({"weights": pinned, "residual": stream - here, **written}, device)
+    host = {"weights": pinned, "residual": stream - here, "carried": needs.carried, **always}
+    return MemoryNeed(host, device)
 
 
 def _largest(*phases: dict[str, int]) -> dict[str, int]:
     return max(phases, key=lambda phase: sum(phase.values()))
-
-
-def tasks_at_once(
-    needs: SweepNeeds,
-    memory: int,
-    *,
-    device_memory: int | None = None,
-    residual: Residual = "host",
-    most: int = 1 << 20,
-) -> int:
-    """How many tasks fit into the budget together: at least 1, at most ``most``.
-
-    Parameters
-    ----------
-    memory
-        Bytes of host memory that this worker may use, its interpreter apart.
-    device_memory
-        Bytes of its device; None where the device is the processor itself.
-
-    Raises
-    ------
-    RequestError
-        Not even one task fits; says how much would.
-    """
-    on_host = device_memory is None
-
-    def fits(tasks: int) -> bool:
-        need = sweep_memory(needs, tasks, residual, on_host=on_host)
-        return need.host_total <= memory and need.device_total <= (device_memory or 0)
-
-    if not fits(1):
-        need = sweep_memory(needs, 1, residual, on_host=on_host)
-        raise RequestError(_too_small(need, memory, device_memory))
-    # The need grows with every task, so halving finds the last one that fits.
-    low, high = 1, max(1, most)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
-
-
-def _too_small(need: MemoryNeed, memory: int, device_memory: int | None) -> str:
-    if device_memory is not None and need.device_total > device_memory:
-        option, has, wants = "--device-memory", device_memory, need.device
-    else:
-        option, has, wants = "--memory", memory, need.host
-    total = ceil(sum(wants.values()) / _GB * 100) / 100
-    parts = ", ".join(f"{name} {size / _GB:.2f}" for name, size in wants.items() if size)
-    return (
-        f"{option} {has / _GB:.2f} GB is too little for a sweep, the smallest schedule: it needs "
-        f"{total:.2f} GB ({parts}); give that, or a smaller --task-rows or --batch-tokens"
-    )

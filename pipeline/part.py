@@ -167,7 +167,7 @@ class Part:
                 self.numbers.lens.take(hidden)
             # The stream only adds, so a value that is not finite stays so up to the last point.
             if point == self.layers[1]:
-                self._finite = torch.isfinite(hidden).all()
+                self._finite = torch.isfinite(torch.stack(torch.aminmax(hidden))).all()
 
     def _layer(self, layer: int, h: torch.Tensor, a: torch.Tensor, m: torch.Tensor) -> None:
         if self.numbers.statistics is not None:

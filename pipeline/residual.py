@@ -21,6 +21,7 @@ from .batches import Batch
 from .carried import CarriedFiles
 from .equipment import Equipment
 from .frame import Frame
+from .own_memory import OwnMemory
 from .placement import StoredRange
 
 
@@ -49,16 +50,20 @@ class HeldResidual:
         return held.to(self._device, non_blocking=True)
 
     def put(self, number: int, hidden: torch.Tensor) -> None:
-        """Keep it; on another place it is copied into the memory of what it replaces."""
-        held = self._held[number]
-        if hidden.device.type == self._place.type:
+        """Keep it; in host memory it is copied into the memory of what it replaces."""
+        if self._place.type != "cpu":
             self._held[number] = hidden
-        elif held is not None:
-            held.copy_(hidden, non_blocking=True)
-        else:
-            held = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=hidden.is_cuda)
-            held.copy_(hidden, non_blocking=True)
-            self._held[number] = held
+            return
+        held = self._held[number]
+        if held is None:
+            held = self._held[number] = self._room(hidden)
+        held.copy_(hidden, non_blocking=True)
+
+    def _room(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Host memory of its own: among a layer's temporaries it would keep malloc's from going."""
+        if hidden.is_cuda:
+            return torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True)
+        return OwnMemory().take(hidden.nbytes).view(hidden.dtype).view(hidden.shape)
 
 
 class EmbeddedResidual:

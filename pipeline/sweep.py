@@ -177,11 +177,14 @@ class SweepWorker:
                 self._stream_layer(together(sweeps, layer), layer, self.settings.expert_memory)
                 self.frame.release()
             return
+        self.loader.memory.keeping = True
         coming = self._prefetch.submit(self._load_layer, first)
         for layer in range(first, layers):
             block = coming.result()
             if layer + 1 < layers:
                 coming = self._prefetch.submit(self._load_layer, layer + 1)
+            else:
+                self.loader.memory.release()
             for sweep in together(sweeps, layer):
                 self._guarded(sweep, layer, block)
             self.frame.release()

@@ -24,7 +24,8 @@ from .estimates import (
     StageEstimate,
     refused,
 )
-from .memory import MemoryNeed, Residual, SweepNeeds, sweep_memory, tasks_at_once
+from .memory import MemoryNeed, Residual, SweepNeeds, sweep_memory
+from .memory_budget import tasks_at_once
 from .site import START_SECONDS
 
 #: A sweep takes this many times T* where memory allows: loading is then an eighth of computing,

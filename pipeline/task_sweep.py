@@ -19,10 +19,12 @@ from depthscope.storage.tasks import Task
 from .batches import Batch
 from .capture import OnLayer, OnPoint
 from .carried import CarriedFiles
+from .description import DTYPES
 from .equipment import Equipment
 from .frame import Frame
 from .layer_stack import LayerStack
 from .lens import LensMeasure
+from .memory import kept_bytes
 from .part import Part, TaskNumbers
 from .residual import EmbeddedResidual, HeldResidual, Residual, StoredResidual, StoredRows
 from .task_windows import task_windows
@@ -64,6 +66,10 @@ class TaskSweep:
         self._last: Part | None = None
         self.point = self._resume_point()
         self.residual: Residual = self._restored()
+        if self._place != "store":
+            info = equipment.info
+            room = self.tokens * kept_bytes(info.hidden, DTYPES[info.dtype].itemsize)
+            frame.kept.expect(self.batches, room)
 
     @property
     def tokens(self) -> int:
@@ -140,7 +146,8 @@ class TaskSweep:
                         taken = self.numbers.lens.carry()
                         if taken is not None:
                             lens_rows[str(number)] = taken.cpu()
-                    self.residual.put(number, out)
+                    if not part.is_last:
+                        self.residual.put(number, out)
                     number += 1
                 part.close()
             self._carry(layer + 1, lens_rows, stream if keeps else None)
@@ -150,6 +157,8 @@ class TaskSweep:
         self.point = layer + 1
         if part.is_last:
             self._last = part
+            self._frame.kept.forget(self.batches)
+            self.residual = HeldResidual(0, torch.device("cpu"), self.equipment.device)
         else:
             self._committing.append(part.finish())
             self._settle_stored()
@@ -233,6 +242,7 @@ class TaskSweep:
 
     def fail(self, error: BaseException) -> None:
         """Hand the error over; committed points stay."""
+        self._frame.kept.forget(self.batches)
         if self._last is not None:
             self._last.abort()
         if not self.done.done():

@@ -18,6 +18,7 @@ from depthscope.storage.errors import RequestError, WorkFailed
 from torch import Tensor
 
 from .checkpoint import stored_tensors
+from .own_memory import OwnMemory
 
 _PIECE = {"cpu": 4 << 20, "cuda": 16 << 20}
 _READ = 256 << 20
@@ -49,6 +50,8 @@ class WeightReader:
     ----------
     tensors
         Where each tensor lies.
+    memory
+        Where weights on the CPU live.
 
     Raises
     ------
@@ -59,6 +62,7 @@ class WeightReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors = stored_tensors(folder)
+        self.memory = OwnMemory()
         self._lock = threading.Lock()
         self._bytes_read = 0
 
@@ -107,10 +111,8 @@ class WeightReader:
         stored, wanted = self.tensors[name], dtype or self.dtype(name)
         first, last, _ = rows.indices(stored.shape[0] if stored.shape else 1)
         shape = (last - first, *stored.shape[1:]) if stored.shape else ()
-        if device.type == "cpu" and wanted == self.dtype(name):
-            target = _empty(shape, wanted, self._start(name, first))
-        else:
-            target = torch.empty(shape, dtype=wanted, device=device)
+        place = self._start(name, first) if wanted == self.dtype(name) else 0
+        target = self.empty(shape, wanted, device, place)
         self.read_rows(name, target, first)
         return target
 
@@ -118,6 +120,23 @@ class WeightReader:
         """Where a row of a tensor begins in its file."""
         stored = self.tensors[name]
         return stored.start + (row * (stored.bytes // stored.shape[0]) if row else 0)
+
+    def empty(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, place: int = 0
+    ) -> Tensor:
+        """Memory for a weight; on a CPU, its address and ``place`` leave the same rest by 64.
+
+        Where the whole model is loaded, weights that need no cast are a map of the file, and matrix
+        products on a CPU can round differently for another alignment.
+        """
+        if device.type != "cpu":
+            return torch.empty(shape, dtype=dtype, device=device)
+        size = math.prod(shape) * dtype.itemsize
+        memory = self.memory.take(size + _ALIGNMENT)
+        start = (place - memory.data_ptr()) % _ALIGNMENT
+        if start % dtype.itemsize:
+            start = 0
+        return memory[start : start + size].view(dtype).view(shape)
 
     def read_rows(self, name: str, target: Tensor, first: int) -> None:
         """Fill ``target`` with as many rows as it has, from row ``first``, cast to its dtype.
@@ -180,17 +199,3 @@ class WeightReader:
             os.close(descriptor)
         with self._lock:
             self._bytes_read += done
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, place: int) -> Tensor:
-    """Memory whose address leaves the same rest by `_ALIGNMENT` as a place in a file.
-
-    Where the whole model is loaded, weights that need no cast are a map of the file, and matrix
-    products on a CPU can round differently for another alignment.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
-    start = (place - memory.data_ptr()) % _ALIGNMENT
-    if start % dtype.itemsize:
-        start = 0
-    return memory[start : start + size].view(dtype).view(shape)

@@ -37,7 +37,7 @@ def test_auto_is_resident_where_the_model_fits(options: dict[str, Any], tmp_path
 def test_auto_sweeps_where_it_does_not(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"needs ([0-9.]+) GB"):
         laid(options, tmp_path / "none", schedule="sweep", memory="1KB")
-    found = laid(options, tmp_path / "store", memory="1MB")
+    found = laid(options, tmp_path / "store", memory="1500KB")
     assert found.schedule == "sweep"
     more = laid(options, tmp_path / "more", memory="40MB", schedule="sweep")
     assert more.tasks_at_once >= found.tasks_at_once
@@ -48,6 +48,6 @@ def test_a_store_made_by_auto_with_little_memory_is_the_same(
 ) -> None:
     extract(ExtractSpec(**(options | {"schedule": "resident"})))
     store = tmp_path / "store"
-    extract(ExtractSpec(**(options | {"out": store, "memory": "1MB"})))
+    extract(ExtractSpec(**(options | {"out": store, "memory": "1500KB"})))
     assert len(list(CommitLog(store).files(0))) == 8
     assert data_bytes(store) == data_bytes(options["out"])
