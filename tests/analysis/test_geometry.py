@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from depthscope.analysis import geometry as module
 from depthscope.analysis import geometry_rows
 from depthscope.analysis.geometry import cut_points, geometry
 from depthscope.analysis.store import open as open_store
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from .paired_stores import store
 from .small_store import SmallStore
 
+# The package exports the function under the module's name.
+module = importlib.import_module("depthscope.analysis.geometry")
 Array = NDArray[Any]
 D = 6
 

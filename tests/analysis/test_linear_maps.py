@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from depthscope.analysis import linear_maps as module
 from depthscope.analysis.linear_maps import linear_maps
 from depthscope.analysis.map_plan import Plan, Run
 from depthscope.analysis.shared_documents import share_documents
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from .paired_stores import store
 from .small_store import SmallStore
 
+# The package exports the function under the module's name.
+module = importlib.import_module("depthscope.analysis.linear_maps")
 Array = NDArray[Any]
 D, WIDTH = 6, 5
 
