@@ -40,8 +40,9 @@ from .workload import CorpusSize, Selection
 _LEAST_BYTES = 512 << 20
 _MOST_BATCHES = 4
 _VOCABULARY = 1024
-_LENS_VOCABULARY = 32768
-_LENS_ROWS = 64
+#: Of the sample of lens values: rows, points, and about how many FLOPs.
+_LENS_ROWS, _LENS_POINTS, _LENS_FLOPS = 256, 5, 8e10
+_LENS_VOCABULARY = (8192, 65536)
 
 
 @dataclass(frozen=True)
@@ -285,16 +286,16 @@ def _statistics_seconds(costs: ModelCosts, rows: int) -> float:
 
 def _lens_seconds(costs: ModelCosts) -> float:
     """Of one row at all points; a large vocabulary is measured in part."""
-    vocabulary = min(costs.vocabulary, _LENS_VOCABULARY)
+    least, most = _LENS_VOCABULARY
+    wanted = int(_LENS_FLOPS / (2 * _LENS_ROWS * _LENS_POINTS * costs.hidden))
+    vocabulary = min(costs.vocabulary, max(least, min(most, wanted)))
     draw = np.random.default_rng(0)
-    head = Head(
-        "rmsnorm",
-        1e-6,
-        np.ones(costs.hidden, np.float32),
-        draw.standard_normal((vocabulary, costs.hidden), np.float32),
-    )
+    # Logits spread as a model's do: wider ones would leave numbers too small for fast arithmetic.
+    unembedding = draw.standard_normal((vocabulary, costs.hidden), np.float32)
+    unembedding *= 3 / costs.hidden**0.5
+    head = Head("rmsnorm", 1e-6, np.ones(costs.hidden, np.float32), unembedding)
     measure = LensMeasure(head, 128 << 20)
-    points: Tensor = torch.randn(3, _LENS_ROWS, costs.hidden)
+    points: Tensor = torch.randn(_LENS_POINTS, _LENS_ROWS, costs.hidden)
     seconds = _timed(lambda: measure.measure(points, torch.zeros(_LENS_ROWS, dtype=torch.int64)))
     per_point = seconds / (len(points) * _LENS_ROWS) * costs.vocabulary / vocabulary
     return per_point * (len(costs.layers) + 1)

@@ -93,6 +93,10 @@ class Case:
         """Seconds of a row that the writer takes from the model."""
         return self.speed.encode * self._raw(row_bytes) * self.speed.stolen
 
+    def bookkeeping(self) -> float:
+        """Seconds of a row of one part, for what is done once a part and once a micro-batch."""
+        return self.speed.part / self.selection.task_rows + self.speed.batch / self.batch_tokens
+
     def _raw(self, row_bytes: float) -> float:
         """Bytes before compression; those are what encoding takes its time for."""
         raw = self.costs.hidden * self.selection.store_itemsize

@@ -190,7 +190,7 @@ def _stage_seconds(case: Case, stage: StageEstimate) -> float:
         taken += speed.frame
     if last == len(speed.layers):
         taken += case.lens_seconds()
-    return taken + case.stolen(case.row_bytes(first, last))
+    return taken + case.stolen(case.row_bytes(first, last)) + case.bookkeeping()
 
 
 def _node_weights(placed: _Placement) -> Sequence[int]:

@@ -28,6 +28,10 @@ PLAIN_CORE = 1.5e9
 #: Seconds until a worker's interpreter and libraries are up, on a cluster that runs.
 START_SECONDS = 20.0
 
+#: Seconds of Python and of the file system on a processor, which is computing at that time: for a
+#: part (a task's layers on one worker, with its files and commit), and for a micro-batch of it.
+PART_SECONDS, BATCH_SECONDS = 0.010, 0.004
+
 _HOST_MEMORY, _CORES = 200 * 10**9, 16
 _STORAGE, _WEIGHTS = 5e9, 7e9
 _GUESSED_DISK, _GUESSED_FLUSH = 1e9, 0.003
@@ -132,6 +136,8 @@ class Speed:
         For a byte of weights that lie in the page cache.
     call
         For a row and layer of a sweep, beside the layer itself.
+    part, batch
+        For a task's layers on one worker, and for each of its micro-batches, beside computing.
     flush
         Of a small file.
     stolen
@@ -147,6 +153,8 @@ class Speed:
     encode: float
     load: float
     call: float
+    part: float
+    batch: float
     flush: float
     stolen: float
     source: str
@@ -175,6 +183,8 @@ def speed_of(
         encode=1 / (ZSTD_CORE if selection.codec == "zstd" else PLAIN_CORE),
         load=1 / kind.link,
         call=0.0,
+        part=PART_SECONDS if site.on_host else 0.0,
+        batch=BATCH_SECONDS if site.on_host else 0.0,
         flush=_GUESSED_FLUSH if site.on_host else 0.0,
         stolen=1.0 / site.cores if site.on_host else 0.0,
         source=kind.source or f"{utilisation:.0%} of {rate / utilisation / 1e12:g} TFLOP/s",
@@ -201,6 +211,8 @@ def _measured(
         encode=1 / ZSTD_CORE if zstd else disk.encode_seconds,
         load=sweep.load if sweep else 1 / disk.read_again,
         call=sweep.call if sweep else 0.0,
+        part=PART_SECONDS,
+        batch=BATCH_SECONDS,
         flush=disk.flush_seconds,
         stolen=1.0 / site.cores if calibration.threads >= site.cores else 0.0,
         source=f"measured on this machine with {calibration.threads} threads",

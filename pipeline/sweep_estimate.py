@@ -154,7 +154,7 @@ def _layer_seconds(
     planes = case.planes(layer, layer + 1)
     computing = rows * (speed.layers[layer] + speed.plane * planes + case.stolen(written))
     # On a processor, reading and the two small files of what is carried take the model's cores.
-    computing += size * speed.load * speed.stolen + rows * speed.call
+    computing += size * speed.load * speed.stolen + rows * (speed.call + case.bookkeeping())
     computing += rows / case.selection.task_rows * 2 * speed.flush
     weights, stream = size * load, 0.0
     leaving = rows * case.copy_seconds(layer, layer + 1)
