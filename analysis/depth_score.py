@@ -38,13 +38,16 @@ _MEANINGS = {
     "high": "high end of the score's bootstrap interval over documents",
     "score_max": "score from the largest effects of documents, splits and positions",
     "profile": "mean effect of the source layer, e_s",
+    "count": "documents behind the score",
+    "trend_count": "documents behind the trend",
     "trend_tau": TEST,
     "trend_p": "p value of trend_tau",
     "trend_slope": "least-squares change of the score per unit of level, over documents",
     "trend_slope_low": "low end of the slope's bootstrap interval over documents",
     "trend_slope_high": "high end of the slope's bootstrap interval over documents",
 }
-_UNITS = {"profile": "1", "trend_tau": "1", "trend_p": "1"}
+_UNITS = {"profile": "1", "trend_tau": "1", "trend_p": "1", "count": "document",
+          "trend_count": "document"}  # fmt: skip
 
 
 def depth_score(
@@ -158,43 +161,55 @@ def _scores(profiles: DepthProfiles, levels: Levels, settings: Settings) -> xr.D
     found = {name: np.full(shape, np.nan) for name in ("score", "low", "high", "score_max")}
     count = np.zeros(shape, np.int64)
     profile = np.full((*shape, profiles.layers), np.nan)
-    trends = []
-    for at, measure in enumerate(MEASURES):
-        means, usable = profiles.mean[measure], profiles.usable(measure)
-        for place in range(len(levels.labels)):
-            mine = usable & (levels.of_document == place)
-            count[at, place] = mine.sum()
-            if not mine.any():
-                continue
-            pooled = means[mine].mean(axis=0)
-            profile[at, place, : len(pooled)] = pooled
-            found["score"][at, place] = centre(pooled)
-            found["score_max"][at, place] = centre(profiles.largest(measure, mine))
-            found["low"][at, place], found["high"][at, place] = _interval(means[mine], settings)
-        numbers = np.append(levels.numbers, np.nan)[levels.of_document]
-        scores = np.where(usable & levels.ordered, centre(means), np.nan)
-        trends.append(
-            trend(numbers, scores, resamples=settings.resamples, seed=settings.seed,
-                  confidence=settings.level)
-        )  # fmt: skip
+    for at, place in np.ndindex(shape):
+        measure = MEASURES[at]
+        mine = profiles.usable(measure) & (levels.of_document == place)
+        count[at, place] = mine.sum()
+        if not mine.any():
+            continue
+        means = profiles.mean[measure][mine]
+        pooled = means.mean(axis=0)
+        profile[at, place, : len(pooled)] = pooled
+        found["score"][at, place] = centre(pooled)
+        found["score_max"][at, place] = centre(profiles.largest(measure, mine))
+        found["low"][at, place], found["high"][at, place] = _interval(means, settings)
     axes = ("measure", "level")
     variables: dict[str, Any] = {name: (axes, values) for name, values in found.items()}
     variables["profile"] = ((*axes, "source"), profile)
-    for name in ("tau", "p", "slope", "slope_low", "slope_high"):
-        variables[f"trend_{name}"] = ("measure", [getattr(one, name) for one in trends])
-    for name, values in variables.items():
-        unit = _UNITS.get(name, "layer")
-        variables[name] = (*values, {"long_name": _MEANINGS[name], "units": unit})
-    documents = {"long_name": "documents", "units": "document"}
-    variables["count"] = (axes, count, documents)
-    variables["trend_count"] = ("measure", [one.count for one in trends], documents)
+    variables["count"] = (axes, count)
     coordinates = {
         "measure": list(MEASURES),
         "level": levels.labels,
         "source": np.arange(profiles.layers),
         "level_number": ("level", levels.numbers),
     }
-    return xr.Dataset(variables, coordinates)
+    return _described(xr.Dataset(variables | _trends(profiles, levels, settings), coordinates))
+
+
+def _trends(profiles: DepthProfiles, levels: Levels, settings: Settings) -> dict[str, Any]:
+    """The trend of single documents' scores, by measure."""
+    numbers = np.append(levels.numbers, np.nan)[levels.of_document]
+    trends = [
+        trend(
+            numbers,
+            np.where(profiles.usable(one) & levels.ordered, centre(profiles.mean[one]), np.nan),
+            resamples=settings.resamples,
+            seed=settings.seed,
+            confidence=settings.level,
+        )
+        for one in MEASURES
+    ]
+    names = ("tau", "p", "slope", "slope_low", "slope_high", "count")
+    return {f"trend_{name}": ("measure", [getattr(one, name) for one in trends]) for name in names}
+
+
+def _described(result: xr.Dataset) -> xr.Dataset:
+    for name, variable in result.data_vars.items():
+        variable.attrs = {
+            "long_name": _MEANINGS[str(name)],
+            "units": _UNITS.get(str(name), "layer"),
+        }
+    return result
 
 
 def _interval(means: Floats, settings: Settings) -> tuple[float, float]:
