@@ -104,8 +104,9 @@ def test_agrees_with_the_slow_way(store: Path, tiny_model: Path) -> None:
         future = of.sel(scope="future").values
         assert (future[~np.isnan(future)] == 0).all()
     assert np.isnan(found.effect_max.sel(kind="local").isel(source=1, target=1)).all()
-    assert float(found.noise_effect_max.max()) == 0.0
-    assert float(found.noise_output_l2_max.max()) == 0.0
+    # In a model so narrow, rows of a product may round otherwise in another place of the batch.
+    assert float(found.noise_effect_max.max()) <= 1e-6
+    assert float(found.noise_output_l2_max.max()) <= 1e-6
 
 
 def test_sweep_and_resident_agree_bit_for_bit(store: Path) -> None:

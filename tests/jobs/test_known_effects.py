@@ -17,6 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from ..conftest import VOCABULARY, byte_tokenizer, sentences, write_jsonl
 
 LAYERS = 4
+#: In models so narrow, rows of a product may round otherwise in another place of the batch.
+ROUNDING = 1e-6
 Sweep = Callable[..., xr.Dataset]
 
 
@@ -168,8 +170,7 @@ def test_without_attention_nothing_reaches_later_positions(study: Any) -> None:
     future = found.sel(scope="future")
     for name in ("effect_max", "output_l2_max"):
         values = future[name].values
-        # Exact but for the rounding of small products, whose rows may depend on their place.
-        assert np.nanmax(values) <= 1e-6
+        assert np.nanmax(values) <= ROUNDING
         assert np.nanmedian(values) == 0
     everywhere = off_diagonal(found.effect_max.sel(scope="all").isel(split=0))
     assert (everywhere > 0).all()
@@ -183,9 +184,10 @@ def test_a_layer_of_zero_weights_has_a_zero_row(study: Any) -> None:
     _, sweep = study(model)
     found = sweep(kind="propagated,local")
     row = found.effect_max.isel(source=2).values
-    assert (row[~np.isnan(row)] == 0).all()
-    assert float(found.output_l2_max.isel(source=2).max()) == 0.0
-    assert float(found.output_l2_max.isel(source=1).max()) > 0.0
+    assert np.nanmax(row) <= ROUNDING
+    assert np.nanmedian(row) == 0
+    assert float(found.output_l2_max.isel(source=2).max()) <= ROUNDING
+    assert float(found.output_l2_max.isel(source=1).max()) > 1e-3
 
 
 def output_effect(model: Any, other: Any, ids: torch.Tensor, first: int) -> float:
