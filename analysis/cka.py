@@ -46,12 +46,10 @@ class Cka:
         """Nothing yet."""
         return cls(np.zeros((points, points)))
 
-    def add(self, block: Float32) -> Float64:
-        """Add one block, (points, rows, hidden) centred somewhere near its mean; its HSIC."""
-        found = hsic(block)
-        self.total += len(block[0]) * found
-        self.rows += len(block[0])
-        return found
+    def add(self, found: Float64, rows: int) -> None:
+        """Add HSIC of blocks, (blocks, points, points), each times its rows, and all their rows."""
+        self.total += found.sum(axis=0)
+        self.rows += rows
 
     def merge(self, other: Cka) -> None:
         """Add another's sums."""
@@ -64,7 +62,10 @@ class Cka:
 
 
 def hsic(block: Float32) -> Float64:
-    """Unbiased HSIC of every pair of points over the rows of a block: (points, points) float64."""
+    """Unbiased HSIC of every pair of points over the rows of a block: (points, points) float64.
+
+    ``block`` is (points, rows, hidden), centred somewhere near its mean.
+    """
     points, rows, _ = block.shape
     gram = np.matmul(block, block.transpose(0, 2, 1))
     each = np.arange(rows)

@@ -186,7 +186,7 @@ class _Pass:
         for block in self.reader.read(blocks, read):
             moments.add(block, self.look, read.start, products)
             if overview is not None:
-                overview.add(block, self.look)
+                overview.add(block, self.look, products)
             if seen is not None:
                 seen(block.number + 1)
         return overview, moments

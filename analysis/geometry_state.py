@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cka import Cka, cut
+from .blas_threads import one_blas_thread
+from .cka import Cka, cut, hsic
 from .geometry_rows import Look, RowBlock
 from .massive import Massive, limit
 from .poisson_bootstrap import PoissonBootstrap
@@ -66,29 +67,30 @@ class Overview:
         self.rows = np.zeros(SETS, np.int64)
         self.left_out = np.zeros(2, np.int64)
 
-    def add(self, block: RowBlock, look: Look) -> None:
+    def add(self, block: RowBlock, look: Look, products: NumpyProducts) -> None:
         """Add a block of all points."""
         self.left_out += (block.invalid, block.nonfinite)
         for number, chosen in enumerate(block.sets):
             self.rows[number] += int(chosen.sum())
-        self._add_values(block, look)
-        self._add_cosines(block)
-        self._add_cka(block, look)
+        products.each(lambda point: self._add_values(point, block, look), range(len(block.h)))
+        with one_blas_thread():
+            self._add_cosines(block)
+        self._add_cka(block, look, products)
 
-    def _add_values(self, block: RowBlock, look: Look) -> None:
-        for point, h in enumerate(block.h):
-            square = np.einsum("nd,nd->n", h, h, dtype=np.float64)
-            near = np.abs(h) < (NEAR_ZERO * np.sqrt(square / h.shape[1]))[:, None]
-            near = near.sum(axis=1)
-            length = np.sqrt(square)
-            inverse = np.where(length > 0, 1 / np.where(length > 0, length, 1), 0)
-            beyond = limit(float(look.magnitude[point]))
-            for number, chosen in enumerate(block.sets):
-                self.direction[number, point] += inverse[chosen] @ h[chosen]
-                self.directed[number, point] += (length[chosen] > 0).sum()
-                self.near_zero[number, point] += near[chosen].sum()
-                places = block.row[chosen], block.position[chosen]
-                self.massive[number].add(point, h[chosen], *places, beyond)
+    def _add_values(self, point: int, block: RowBlock, look: Look) -> None:
+        h = block.h[point]
+        square = np.einsum("nd,nd->n", h, h, dtype=np.float64)
+        near = np.abs(h) < (NEAR_ZERO * np.sqrt(square / h.shape[1]))[:, None]
+        near = near.sum(axis=1)
+        length = np.sqrt(square)
+        inverse = np.where(length > 0, 1 / np.where(length > 0, length, 1), 0)
+        beyond = limit(float(look.magnitude[point]))
+        for number, chosen in enumerate(block.sets):
+            self.direction[number, point] += inverse[chosen] @ h[chosen]
+            self.directed[number, point] += (length[chosen] > 0).sum()
+            self.near_zero[number, point] += near[chosen].sum()
+            places = block.row[chosen], block.position[chosen]
+            self.massive[number].add(point, h[chosen], *places, beyond)
 
     def _add_cosines(self, block: RowBlock) -> None:
         rows, points, pairs = len(block.row), len(block.h), len(self.upper[0])
@@ -115,17 +117,21 @@ class Overview:
                 _by_document(self.angle[number], block, chosen, angle, both)
                 _by_document(self.influence[number], block, chosen, change, neighbours)
 
-    def _add_cka(self, block: RowBlock, look: Look) -> None:
+    def _add_cka(self, block: RowBlock, look: Look, products: NumpyProducts) -> None:
         every = np.arange(len(block.row))
         for number, rows in enumerate((every[block.content], every)):
             draw = np.random.default_rng([self._draws.seed, number, block.number])
             cuts = cut(rows, self._draws.cka_rows, draw)
             if not cuts:
                 continue
-            found = np.stack([
-                self.cka[number].add(block.h[:, chosen] - look.mean[:, None]) * len(chosen)
-                for chosen in cuts
-            ])  # fmt: skip
+            found = np.zeros((len(cuts), len(block.h), len(block.h)))
+
+            def measure(place: int, cuts: Any = cuts, found: Float64 = found) -> None:
+                centred = block.h[:, cuts[place]] - look.mean[:, None]
+                found[place] = hsic(centred) * len(cuts[place])
+
+            products.each(measure, range(len(cuts)))
+            self.cka[number].add(found, len(rows))
             self.cka_draws[number].add(
                 np.arange(len(cuts)) + (block.number << 16),
                 found.reshape(len(cuts), -1),
@@ -180,18 +186,25 @@ class Moments:
             if not chosen.any():
                 continue
             self.rows[number] += chosen.sum()
-            before: Float32 | None = None
-            for point in self.read:
-                centred = block.h[point - first][chosen] - look.mean[point]
-                self.sum[number, point] += centred.sum(axis=0, dtype=np.float64)
-                self.square[number, point] += np.einsum(
-                    "nd,nd->n", centred, centred, dtype=np.float64
-                ).sum()
-                if before is not None:
-                    products.add_product(self.cross[point - 1][number], before, centred)
-                if point in self.gram:
-                    products.add_product(self.gram[point][number], centred, centred)
-                before = centred
+            centred: dict[int, Float32] = {}
+
+            def centre(
+                point: int, number: int = number, chosen: Any = chosen, into: Any = centred
+            ) -> None:
+                found = block.h[point - first][chosen] - look.mean[point]
+                self.sum[number, point] += found.sum(axis=0, dtype=np.float64)
+                square = np.einsum("nd,nd->n", found, found, dtype=np.float64)
+                self.square[number, point] += square.sum()
+                into[point] = found
+
+            def multiply(point: int, number: int = number, held: Any = centred) -> None:
+                # A product with itself takes BLAS half the work.
+                self.gram[point][number] += held[point].T @ held[point]
+                if point in self.cross:
+                    self.cross[point][number] += held[point].T @ held[point + 1]
+
+            products.each(centre, self.read)
+            products.each(multiply, self.points)
 
     def merge(self, other: Moments) -> None:
         """Add another's sums."""

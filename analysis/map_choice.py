@@ -83,7 +83,7 @@ def choose(
         for source in range(sources):
             x = products.put(block.source(source, trained.factors[source].mean))
             rotated = products.rotate(x, vectors[source])
-            grams[source] += rotated.T @ rotated
+            products.add_product(grams[source], rotated, rotated)
             maps = products.put(spill.read(source))
             agreement[source] += products.get(products.agreement(rotated, y, maps, width))
         tick(len(block.pairs))
@@ -91,16 +91,33 @@ def choose(
     for source in range(sources):
         gram = products.get(grams[source])
         scales, tried = _candidates(trained.factors[source], ridges, trained.rows)
-        maps = spill.read(source)
-        for target in range(targets):
-            part = products.put(maps[:, target * width : (target + 1) * width])
-            mixed = gram * products.get(products.spread(part))
-            error = square[target] - 2 * scales @ agreement[source, target]
-            error += np.einsum("ri,ri->r", scales @ mixed, scales)
-            best = int(np.argmin(error))
-            found.ridge[source, target] = tried[best]
-            found.scale[source, target] = scales[best]
+        errors = _errors(gram, spill.read(source), agreement[source], square, scales, products)
+        best = errors.argmin(axis=1)
+        found.ridge[source], found.scale[source] = tried[best], scales[best]
     return found
+
+
+def _errors(
+    gram: Float64,
+    maps: NDArray[np.float32],
+    agreement: Float64,
+    square: Float64,
+    scales: Float64,
+    products: Products,
+) -> Float64:
+    """Validation errors of a source's maps: (targets, ridges)."""
+    targets = len(square)
+    width = maps.shape[1] // targets
+    errors = np.zeros((targets, len(scales)))
+
+    def evaluate(target: int) -> None:
+        part = products.put(maps[:, target * width : (target + 1) * width])
+        mixed = gram * products.get(products.spread(part))
+        errors[target] = square[target] - 2 * scales @ agreement[target]
+        errors[target] += np.einsum("ri,ri->r", scales @ mixed, scales)
+
+    products.each(evaluate, range(targets))
+    return errors
 
 
 def reduce_rank(

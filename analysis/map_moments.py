@@ -193,7 +193,8 @@ class _Totals:
         products, k, width = self._products, self._k, self._width
         sketch = np.asarray(products.get(self._sketch), np.float64)
         vectors, side = products.put(factor.vectors), products.put(shift[:, None])
-        for target in range(run.first, run.last):
+
+        def rotate(target: int) -> None:
             at, own = target - run.first, target - self.targets.start
             sums = self._target_sum[own * width : (own + 1) * width]
             cross = self._cross[number][:, at * width : (at + 1) * width]
@@ -202,6 +203,8 @@ class _Totals:
             cross = self._shuffled[number][:, at * k : (at + 1) * k]
             rotated = vectors.T @ (cross - side @ products.put((sums @ sketch)[None]))
             factor.shuffled[:, target * k : (target + 1) * k] = products.get(rotated)
+
+        products.each(rotate, range(run.first, run.last))
 
 
 def _sketch(width: int, seed: int) -> Float64:

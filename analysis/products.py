@@ -6,25 +6,33 @@ backends do the same operations in the same precision; TF32 is off.
 
 from __future__ import annotations
 
-import importlib
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-from depthscope.storage.errors import RequestError
 from numpy.typing import NDArray
+
+from .blas_threads import cores, one_blas_thread
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+
+#: Columns, and rows, of what one thread works on: small enough for a core's cache.
+COLUMNS, ROWS = 512, 1024
+
+#: From this size on a factorisation is worth BLAS's own threads.
+LARGE = 2048
 
 
 class Products(Protocol):
     """What a map needs of a device; ``Any`` stands for an array that lives there."""
 
     name: str
+
+    def each(self, work: Callable[[int], None], numbers: Iterable[int]) -> None:
+        """Call for every number, beside each other where that helps."""
 
     def put(self, values: NDArray[Any]) -> Any:
         """Bring float32 or float64 values to the device."""
@@ -36,7 +44,7 @@ class Products(Protocol):
         """Bring an array back."""
 
     def add_product(self, total: Any, left: Any, right: Any) -> None:
-        """``total += left.T @ right``: float32 product of float32 blocks of rows, float64 sum."""
+        """``total += left.T @ right``: product in the precision of the blocks, float64 sum."""
 
     def eigh(self, matrix: Float64) -> tuple[Float64, Float64]:
         """Eigenvalues, ascending, and eigenvectors of a symmetric float64 matrix of the host."""
@@ -84,16 +92,18 @@ class Products(Protocol):
 
 
 class NumpyProducts:
-    """On the CPU, through BLAS, whose threads the products use."""
+    """On the CPU: threads of our own, each with products of its own (see ``blas_threads``)."""
 
     name = "numpy"
 
-    def __init__(self) -> None:
-        self._scratch: dict[tuple[int, int], Float32] = {}
-
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        return ThreadPoolExecutor(cores())
+
+    def each(self, work: Callable[[int], None], numbers: Iterable[int]) -> None:
+        """Call for every number, on all cores."""
+        with one_blas_thread():
+            list(self._threads.map(work, numbers))
 
     def put(self, values: NDArray[Any]) -> NDArray[Any]:
         """The values themselves."""
@@ -108,28 +118,33 @@ class NumpyProducts:
         return values
 
     def add_product(self, total: Float64, left: Float32, right: Float32) -> None:
-        """``total += left.T @ right`` in blocks whose product stays small."""
-        step = max(1, (64 << 20) // (4 * left.shape[1]))
-        for first in range(0, right.shape[1], step):
-            part = right[:, first : first + step]
-            product = self._product(left.T, part)
-            self._by_rows(
-                lambda a, b, first=first, product=product: np.add(  # type: ignore[misc]
-                    total[a:b, first : first + product.shape[1]],
-                    product[a:b],
-                    out=total[a:b, first : first + product.shape[1]],
-                ),
-                len(product),
-            )
+        """``total += left.T @ right``, in columns whose product stays in a core's cache."""
+
+        def add(first: int) -> None:
+            part = slice(first, first + COLUMNS)
+            total[:, part] += left.T @ right[:, part]
+
+        self.each(add, range(0, right.shape[1], COLUMNS))
 
     def eigh(self, matrix: Float64) -> tuple[Float64, Float64]:
         """Eigenvalues and eigenvectors."""
-        values, vectors = np.linalg.eigh(matrix)
+        if len(matrix) > LARGE:
+            values, vectors = np.linalg.eigh(matrix)
+        else:
+            with one_blas_thread():
+                values, vectors = np.linalg.eigh(matrix)
         return values, vectors
 
     def rotate(self, rows: Float32, rotation: Float64) -> Float64:
         """``rows @ rotation`` in float64."""
-        return np.asarray(rows.astype(np.float64) @ rotation)
+        out = np.empty((len(rows), rotation.shape[1]))
+
+        def multiply(first: int) -> None:
+            part = slice(first, first + ROWS)
+            np.matmul(rows[part].astype(np.float64), rotation, out=out[part])
+
+        self.each(multiply, range(0, len(rows), ROWS))
+        return out
 
     def single(self, values: Float64) -> Float32:
         """The values in float32."""
@@ -138,10 +153,13 @@ class NumpyProducts:
     def agreement(self, rows: Float64, targets: Float32, maps: Float32, width: int) -> Float64:
         """Products of ``rows.T @ targets`` with maps, a target at a time."""
         found = np.empty((maps.shape[1] // width, rows.shape[1]))
-        for number in range(len(found)):
+
+        def add(number: int) -> None:
             part = slice(number * width, (number + 1) * width)
             cross = rows.T @ targets[:, part].astype(np.float64)
             np.einsum("dw,dw->d", cross, maps[:, part], out=found[number])
+
+        self.each(add, range(len(found)))
         return found
 
     def spread(self, maps: Float32) -> Float64:
@@ -152,101 +170,21 @@ class NumpyProducts:
     def residuals(
         self, rows: Float32, maps: Float32, targets: Float32, width: int
     ) -> tuple[Float32, Float64]:
-        """Sums of squares of what the maps miss."""
-        error = self._product(rows, maps)
-        blocks = error.reshape(len(rows), -1, width)
-        by_row = np.empty(blocks.shape[:2], np.float32)
-        parts: list[Float32] = []
+        """Sums of squares of what the maps miss, a target and some rows at a time."""
+        by_row = np.empty((len(rows), maps.shape[1] // width), np.float32)
+        by_dimension = np.zeros(maps.shape[1])
 
-        def reduce(first: int, last: int) -> None:
-            part = np.subtract(targets[first:last], error[first:last], out=error[first:last])
-            np.einsum("ntd,ntd->nt", blocks[first:last], blocks[first:last], out=by_row[first:last])
-            parts.append(np.einsum("nd,nd->d", part, part))
+        def reduce(number: int) -> None:
+            part = slice(number * width, (number + 1) * width)
+            for first in range(0, len(rows), ROWS):
+                some = slice(first, first + ROWS)
+                error = rows[some] @ maps[:, part]
+                np.subtract(targets[some, part], error, out=error)
+                by_row[some, number] = np.vecdot(error, error)
+                by_dimension[part] += np.einsum("nd,nd->d", error, error)
 
-        self._by_rows(reduce, len(rows))
-        return by_row, np.sum(parts, axis=0, dtype=np.float64)
-
-    def _product(self, left: Float32, right: Float32) -> Float32:
-        shape = (left.shape[0], right.shape[1])
-        out = self._scratch.get(shape)
-        if out is None:
-            self._scratch = {shape: np.empty(shape, np.float32)}
-            out = self._scratch[shape]
-        return np.matmul(left, right, out=out)
-
-    def _by_rows(self, work: Callable[[int, int], object], rows: int) -> None:
-        # BLAS has its own threads; the passes over memory around it would run on one core.
-        pieces = len(os.sched_getaffinity(0)) * 4
-        step = max(32, -(-rows // pieces))
-        list(self._threads.map(lambda a: work(a, min(rows, a + step)), range(0, rows, step)))
-
-
-class TorchProducts:
-    """On a torch device: ``cpu``, ``cuda``, ``cuda:1`` …"""
-
-    def __init__(self, device: str) -> None:
-        # This package does without torch; only who names a device has to have it.
-        self._torch = importlib.import_module("torch")
-        self.name = device
-        try:
-            self._device = self._torch.device(device)
-            self._torch.zeros(1, device=self._device)
-        except (RuntimeError, AssertionError) as error:
-            raise RequestError(
-                f"device {device!r} cannot be used ({str(error).splitlines()[0]}); leave --device "
-                "away to compute with numpy"
-            ) from None
-        self._torch.backends.cuda.matmul.allow_tf32 = False
-
-    def put(self, values: NDArray[Any]) -> Any:
-        """A copy on the device."""
-        return self._torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
-
-    def zeros(self, *shape: int) -> Any:
-        """A float64 total on the device."""
-        return self._torch.zeros(shape, dtype=self._torch.float64, device=self._device)
-
-    def get(self, values: Any) -> NDArray[Any]:
-        """A copy in the host's memory."""
-        return np.asarray(values.cpu().numpy())
-
-    def add_product(self, total: Any, left: Any, right: Any) -> None:
-        """``total += left.T @ right`` in blocks whose product stays small."""
-        step = max(1, (256 << 20) // (4 * left.shape[1]))
-        for first in range(0, right.shape[1], step):
-            total[:, first : first + step] += left.T @ right[:, first : first + step]
-
-    def eigh(self, matrix: Float64) -> tuple[Float64, Float64]:
-        """Eigenvalues and eigenvectors, found on the device."""
-        values, vectors = self._torch.linalg.eigh(self.put(matrix))
-        return self.get(values), self.get(vectors)
-
-    def rotate(self, rows: Any, rotation: Any) -> Any:
-        """``rows @ rotation`` in float64."""
-        return rows.double() @ rotation
-
-    def single(self, values: Any) -> Any:
-        """The values in float32."""
-        return values.float()
-
-    def agreement(self, rows: Any, targets: Any, maps: Any, width: int) -> Any:
-        """Products of ``rows.T @ targets`` with maps, a target at a time."""
-        found = []
-        for first in range(0, maps.shape[1], width):
-            part = slice(first, first + width)
-            found.append(((rows.T @ targets[:, part].double()) * maps[:, part]).sum(dim=1))
-        return self._torch.stack(found)
-
-    def spread(self, maps: Any) -> Any:
-        """``maps @ maps.T`` in float64."""
-        doubles = maps.double()
-        return doubles @ doubles.T
-
-    def residuals(self, rows: Any, maps: Any, targets: Any, width: int) -> tuple[Any, Any]:
-        """Sums of squares of what the maps miss."""
-        square = (targets - rows @ maps).square_()
-        by_row = square.reshape(len(rows), -1, width).sum(dim=2)
-        return by_row, square.sum(dim=0, dtype=self._torch.float64)
+        self.each(reduce, range(by_row.shape[1]))
+        return by_row, by_dimension
 
 
 def products_on(device: str | None) -> Products:
@@ -257,4 +195,8 @@ def products_on(device: str | None) -> Products:
     RequestError
         torch cannot use that device.
     """
-    return NumpyProducts() if device in (None, "numpy") else TorchProducts(str(device))
+    if device in (None, "numpy"):
+        return NumpyProducts()
+    from .torch_products import TorchProducts
+
+    return TorchProducts(str(device))

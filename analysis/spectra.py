@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .products import NumpyProducts
+
 Float64 = NDArray[np.float64]
 
 #: Eigenvalues below this share, times √d, of the squares in their direction are rounding errors.
@@ -35,7 +37,7 @@ def participation_ratio(values: Float64) -> float:
 
 def eigenvalues(gram: Float64) -> tuple[Float64, Float64]:
     """Eigenvalues, ascending and zero where they are rounding errors, and eigenvectors."""
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = NumpyProducts().eigh(gram)
     return without_rounding(values, vectors, gram), vectors
 
 
