@@ -13,7 +13,8 @@ rows of a task:
 
     residual    t·r·d·i             the stream between two layers; where it is read back from the
                                     store, t·longest·d·i for documents that begin in other tasks
-    arguments   t·r·min(d·i/4, 1024)  kept from layer to layer: rotations, masks
+    arguments   t·r·min(d·i/4, 1024)  rotations and masks, kept from layer to layer where the
+                                    stream is on the device that computes
     working     b·(4·d + 3·I)·i     what one micro-batch needs inside a layer; with eager
                                     attention also b·longest·heads·(4 + i) for its scores
     malloc      4 × working         on a CPU: what malloc keeps of freed tensors of many sizes
@@ -246,14 +247,14 @@ def sweep_memory(
     on_host
         Whether the device is the processor itself, so that all memory is the host's.
     """
-    held = residual != "store"
+    held, near = residual != "store", "host" if on_host else "device"
     stream = needs.residual(tasks) if held else needs.crossing(tasks)
     # Where nothing is held, the first layer embeds every micro-batch when its turn comes.
     frame = 0 if held else needs.frame_bytes
     layers = {
         "weights": needs.weights,
         "frame": frame,
-        "arguments": needs.arguments(tasks) if held else 0,
+        "arguments": needs.arguments(tasks) if residual == near else 0,
     }
     always = {
         "blocks": needs.blocks,

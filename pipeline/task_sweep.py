@@ -66,7 +66,7 @@ class TaskSweep:
         self._last: Part | None = None
         self.point = self._resume_point()
         self.residual: Residual = self._restored()
-        if self._place != "store":
+        if self._place == ("host" if equipment.device.type == "cpu" else "device"):
             info = equipment.info
             room = self.tokens * kept_bytes(info.hidden, DTYPES[info.dtype].itemsize)
             frame.kept.expect(self.batches, room)

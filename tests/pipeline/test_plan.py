@@ -181,16 +181,15 @@ def test_more_stages_than_layers() -> None:
 
 def test_a_sweep_by_hand() -> None:
     """Reading a layer takes 2 s, computing it over 1,000 rows 1 s: T* is 2,000 rows."""
-    # Two layers, a micro-batch, and the arguments (a quarter of a row) of four tasks: no stream.
-    site = place(device(4 * 1000 + WORKING + 4 * 1_000 * 10, link=1_000.0))
+    site = place(device(4 * 1000 + WORKING, link=1_000.0))
     found = small(site, replace(STORED, points=()))["sweep"]
     assert found.fits
     assert found.hiding_rows == 2_000
     assert found.residual == "host"
-    assert found.batch_rows == 4_000
-    # Stream and weights share the way in: 4,000 rows of 40 bytes and 2,000 bytes of weights.
-    layer = max(4_000 * 1e-3, (2_000 + 4_000 * 40) / 1_000)
-    passes = 100_000 / 4_000
+    assert found.batch_rows == 16_000
+    # Stream and weights share the way in: 16,000 rows of 40 bytes and 2,000 bytes of weights.
+    layer = max(16_000 * 1e-3, (2_000 + 16_000 * 40) / 1_000)
+    passes = 100_000 / 16_000
     assert found.seconds - found.start_seconds == pytest.approx(passes * (4 * layer + 2))
     assert found.limit == "host copies"
 
