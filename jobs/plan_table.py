@@ -134,7 +134,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _layers(_: Case, one: ScheduleEstimate) -> str:
     if one.schedule == "sweep":
-        return "one at a time"
+        return "one, experts in groups" if one.streams_experts else "one at a time"
     counts = [last - first for first, last in (stage.layers for stage in one.stages)]
     if len(counts) == 1:
         return f"all {counts[0]}"

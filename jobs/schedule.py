@@ -11,7 +11,7 @@ import torch
 from depthscope.pipeline.costs import ModelCosts, model_costs
 from depthscope.pipeline.description import load_config
 from depthscope.pipeline.memory import Residual, SweepNeeds
-from depthscope.pipeline.memory_budget import tasks_at_once
+from depthscope.pipeline.memory_budget import streaming_needs, tasks_at_once
 from depthscope.pipeline.plan import choose
 from depthscope.storage.errors import RequestError
 from depthscope.storage.run_record import RunRecord
@@ -23,8 +23,6 @@ from .spec import ExtractSpec
 #: A worker that is given no budget takes this share of what is free, so that the machine stays
 #: usable and the page cache has room for the weights.
 SHARE = 0.5
-#: Of a budget that does not hold a layer, experts in memory take one part in so many.
-EXPERT_SHARE = 4
 #: Stages in one process, where nobody says how many.
 STAGES_IN_PROCESS = 2
 #: Rows that a sweep takes at most: far beyond what hides the reading of weights on any device.
@@ -92,27 +90,11 @@ def _sweep(spec: ExtractSpec, record: RunRecord, costs: ModelCosts, most: int) -
     try:
         return _placed(spec, record, needs, most)
     except RequestError:
-        streamed = _streaming(needs, costs, device_budget(spec) or host_budget(spec))
+        streamed = streaming_needs(needs, costs, device_budget(spec) or host_budget(spec))
         if streamed is None:
             raise
         layout = _placed(spec, record, streamed, most)
         return replace(layout, expert_memory=streamed.conversion_bytes)
-
-
-def _streaming(needs: SweepNeeds, costs: ModelCosts, memory: int) -> SweepNeeds | None:
-    """The needs of a sweep that streams experts within a layer; None for a dense model."""
-    mixtures = [layer for layer in costs.layers if layer.experts]
-    if not mixtures:
-        return None
-    pair = 2 * max(layer.expert_parameters for layer in mixtures) * costs.itemsize
-    whole = max(layer.experts for layer in mixtures) * costs.itemsize
-    return replace(
-        needs,
-        layer_bytes=[(layer.parameters - layer.experts) * costs.itemsize for layer in costs.layers],
-        conversion_bytes=min(whole, max(pair, memory // EXPERT_SHARE)),
-        # What the experts are asked, and what each of them answers.
-        answers=1 + max(layer.experts_used for layer in mixtures),
-    )
 
 
 def _placed(spec: ExtractSpec, record: RunRecord, needs: SweepNeeds, most: int) -> Layout:

@@ -1,4 +1,4 @@
-"""What a sweep does besides computing, where a checkpoint is at hand: loading, preparing calls."""
+"""What a sweep does besides computing, where a checkpoint is at hand: loading, looking at rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depthscope.storage.errors import RequestError
 
 from .batches import Batch
 from .costs import ModelCosts
-from .description import describe_model
+from .description import DTYPES, describe_model
 from .layer_loader import LayerLoader
 from .model_configs import NamedConfig
 
@@ -28,8 +28,7 @@ class SweepTimes:
     load
         For a byte of a layer's weights, from the page cache to a module.
     call
-        For a row of a layer: what the layer is called with, and looking for values that are not
-        finite.
+        For a row of a layer: looking for values that are not finite.
     """
 
     load: float
@@ -55,16 +54,14 @@ def measure_sweep(
     for layer in layers:
         loader.load_layer(layer, "cpu")
     load = (time.perf_counter() - started) / sum(loader.layer_bytes[layer] for layer in layers)
-    return SweepTimes(load, _call_seconds(loader, costs, batches))
+    return SweepTimes(load, _call_seconds(costs, batches))
 
 
-def _call_seconds(loader: LayerLoader, costs: ModelCosts, batches: Sequence[Batch]) -> float:
-    frame = loader.frame(torch.device("cpu"))
+def _call_seconds(costs: ModelCosts, batches: Sequence[Batch]) -> float:
     rows, taken = 0, 0.0
     for number, batch in enumerate([batches[0], *batches]):
-        hidden = torch.zeros(*batch.input_ids.shape, costs.hidden)
+        hidden = torch.zeros(*batch.input_ids.shape, costs.hidden, dtype=DTYPES[costs.dtype])
         started = time.perf_counter()
-        frame.arguments(batch)
         torch.isfinite(hidden).all()
         # The first call warms up.
         if number:

@@ -161,6 +161,8 @@ class ScheduleEstimate:
         Of a sweep: rows that go through each layer together, and T*, from which on loading hides.
     residual
         Of a sweep: where the stream is held.
+    streams_experts
+        Of a sweep: whether the experts of a layer come group after group, since it does not fit.
     tokens_per_second
         In the steady state, of all nodes.
     bounds
@@ -189,6 +191,7 @@ class ScheduleEstimate:
     batch_rows: int | None = None
     hiding_rows: int | None = None
     residual: Residual | None = None
+    streams_experts: bool = False
     tokens_per_second: float = 0.0
     bounds: Mapping[str, float] = field(default_factory=dict)
     limit: str = ""

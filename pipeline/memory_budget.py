@@ -1,12 +1,17 @@
-"""How many tasks of a sweep fit into a budget together."""
+"""How many tasks of a sweep fit into a budget together, and what where a layer does not fit."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 
 from depthscope.storage.errors import RequestError
 
+from .costs import ModelCosts
 from .memory import MemoryNeed, Residual, SweepNeeds, sweep_memory
+
+#: Of a budget that does not hold a layer, experts in memory take one part in so many.
+EXPERT_SHARE = 4
 
 _GB = 1e9
 
@@ -48,6 +53,32 @@ def tasks_at_once(
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
+
+
+def streaming_needs(needs: SweepNeeds, costs: ModelCosts, memory: int) -> SweepNeeds | None:
+    """The needs of a sweep that streams experts within a layer; None for a dense model.
+
+    Parameters
+    ----------
+    needs
+        Of a sweep with whole layers.
+    costs
+        The model's.
+    memory
+        Bytes of the device, or of the host where that computes.
+    """
+    mixtures = [layer for layer in costs.layers if layer.experts]
+    if not mixtures:
+        return None
+    pair = 2 * max(layer.expert_parameters for layer in mixtures) * costs.itemsize
+    whole = max(layer.experts for layer in mixtures) * costs.itemsize
+    return replace(
+        needs,
+        layer_bytes=[(layer.parameters - layer.experts) * costs.itemsize for layer in costs.layers],
+        conversion_bytes=min(whole, max(pair, memory // EXPERT_SHARE)),
+        # What the experts are asked, and what each of them answers.
+        answers=1 + max(layer.experts_used for layer in mixtures),
+    )
 
 
 def _too_small(need: MemoryNeed, memory: int, device_memory: int | None) -> str:

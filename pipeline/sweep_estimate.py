@@ -25,7 +25,7 @@ from .estimates import (
     refused,
 )
 from .memory import MemoryNeed, Residual, SweepNeeds, sweep_memory
-from .memory_budget import tasks_at_once
+from .memory_budget import streaming_needs, tasks_at_once
 from .site import START_SECONDS
 
 #: A sweep takes this many times T* where memory allows: loading is then an eighth of computing,
@@ -42,6 +42,7 @@ class _Sweep:
 
     residual: Residual
     tasks: int
+    streams_experts: bool
     need: MemoryNeed
     seconds: float
     terms: dict[str, float]
@@ -50,20 +51,25 @@ class _Sweep:
 
 def sweep(case: Case) -> ScheduleEstimate:
     """Every device takes its own rows through all layers, one layer at a time."""
-    needs, errors = sweep_needs(case), list[RequestError]()
-    best: _Sweep | None = None
-    for residual in _places(case):
-        try:
-            found = _sweep(case, needs, residual)
-        except RequestError as error:
-            errors.append(error)
-            continue
-        if best is None or best.seconds > _AS_GOOD * found.seconds:
-            best = found
-    if best is not None:
-        return _estimate(case, best)
-    need = sweep_memory(needs, 1, "host", on_host=case.site.on_host)
-    return refused("sweep", str(errors[0]), _missing(case, need))
+    needs, site = sweep_needs(case), case.site
+    own = site.memory // site.devices.count if site.on_host else site.device_memory
+    streamed = streaming_needs(needs, case.costs, own)
+    errors = list[RequestError]()
+    # Experts are streamed within a layer only where whole layers do not fit.
+    for possible in (needs, streamed):
+        best: _Sweep | None = None
+        for residual in _places(case) if possible else []:
+            try:
+                found = _sweep(case, possible or needs, residual)
+            except RequestError as error:
+                errors.append(error)
+                continue
+            if best is None or best.seconds > _AS_GOOD * found.seconds:
+                best = found
+        if best is not None:
+            return _estimate(case, best)
+    need = sweep_memory(streamed or needs, 1, "host", on_host=site.on_host)
+    return refused("sweep", str(errors[-1 if streamed else 0]), _missing(case, need))
 
 
 def sweep_needs(case: Case) -> SweepNeeds:
@@ -121,6 +127,8 @@ def _sweep(case: Case, needs: SweepNeeds, residual: Residual) -> _Sweep:
     seconds = 0.0
     for layer, size in enumerate(case.costs.layer_bytes):
         parts = _layer_seconds(case, layer, size, together, residual, load)
+        if needs.answers:
+            parts[COMPUTE] *= 1 + _run_twice(case, layer)
         parts[name] = parts.pop("writing")
         seconds += max(parts.values())
         for key, value in parts.items():
@@ -129,7 +137,13 @@ def _sweep(case: Case, needs: SweepNeeds, residual: Residual) -> _Sweep:
     # The first layer of every pass is waited for.
     seconds = passes * (seconds + case.costs.layer_bytes[0] * load)
     outside = rows * (case.speed.frame + case.lens_seconds())
-    return _Sweep(residual, tasks, need, seconds + outside, terms, load)
+    return _Sweep(residual, tasks, bool(needs.answers), need, seconds + outside, terms, load)
+
+
+def _run_twice(case: Case, layer: int) -> float:
+    """Share of a layer that runs twice where its experts are streamed: what lies before them."""
+    costs, tokens = case.costs.layers[layer], case.corpus.document_tokens
+    return 1 - 2 * costs.expert_parameters * costs.experts_used / costs.flops(tokens)
 
 
 def _hiding_rows(case: Case, load: float) -> float:
@@ -203,6 +217,7 @@ def _estimate(case: Case, found: _Sweep) -> ScheduleEstimate:
         batch_rows=rows,
         hiding_rows=round(hiding),
         residual=found.residual,
+        streams_experts=found.streams_experts,
         tokens_per_second=rate,
         bounds=_bounds(found, rate),
         limit=limit,

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from depthscope.pipeline.costs import LayerCosts, ModelCosts, model_costs
 from depthscope.pipeline.devices import KINDS, DeviceKind, Devices, parse_devices
+from depthscope.pipeline.estimates import ScheduleEstimate
 from depthscope.pipeline.memory import sweep_memory
 from depthscope.pipeline.model_configs import find_config
 from depthscope.pipeline.plan import Plan, choose, choose_codec, plan
@@ -361,3 +362,22 @@ def test_task_rows_are_those_of_a_store() -> None:
 
 def test_kinds_have_every_dtype() -> None:
     assert all(set(kind.flops) == {"bfloat16", "float16", "float32"} for kind in KINDS.values())
+
+
+def test_experts_are_streamed_where_layers_do_not_fit() -> None:
+    """Two layers of DeepSeek-V3 are 46 GB; without experts, a few GB and groups of experts."""
+    costs = costs_of("deepseek-v3")
+    corpus = CorpusSize.of_tokens(2**20, 2048)
+    chosen = selection(costs, points=())
+
+    def sweep_on(devices: str) -> ScheduleEstimate:
+        site = make_site(parse_devices(devices), memory=2000 * GB)
+        return planned(costs, site, corpus, chosen)["sweep"]
+
+    whole, streamed = sweep_on("memory=80GB,tflops=165"), sweep_on("memory=24GB,tflops=165")
+    assert whole.fits
+    assert not whole.streams_experts
+    assert streamed.fits
+    assert streamed.streams_experts
+    assert streamed.device_memory <= 22 * GB
+    assert streamed.tokens_per_second < whole.tokens_per_second
