@@ -22,17 +22,15 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from depthscope.storage.errors import RequestError
-from depthscope.storage.head import Head
-from torch import Tensor, nn
+from torch import nn
 
 from .batches import Batch, Piece, micro_batches, windows
+from .calibration_parts import lens_seconds, plane_seconds, product_rate, statistics_seconds
 from .capture import capture
 from .costs import LayerCosts, ModelCosts
 from .description import DTYPES, quiet
 from .families import Family, candidates
-from .lens import LensMeasure
 from .packing import attention_by_segment, can_attend_by_segment
-from .statistics import Scratch, layer_statistics
 from .task_windows import WINDOW_BYTES
 from .workload import CorpusSize, Selection
 
@@ -40,9 +38,6 @@ from .workload import CorpusSize, Selection
 _LEAST_BYTES = 512 << 20
 _MOST_BATCHES = 4
 _VOCABULARY = 1024
-#: Of the sample of lens values: rows, points, and about how many FLOPs.
-_LENS_ROWS, _LENS_POINTS, _LENS_FLOPS = 256, 5, 8e10
-_LENS_VOCABULARY = (8192, 65536)
 
 
 @dataclass(frozen=True)
@@ -102,8 +97,8 @@ def measure_model(
         body = _Body(config, costs)
         products = body.products(rows)
         times = body.run(batches, seconds) if body.held else None
-        lens = _lens_seconds(costs) if selection.lens_rows else 0.0
-        plane, statistics = _plane_seconds(costs, selection, rows), _statistics_seconds(costs, rows)
+        lens = lens_seconds(costs) if selection.lens_rows else 0.0
+        plane, statistics = plane_seconds(costs, selection, rows), statistics_seconds(costs, rows)
     layers = times.layers if times else _from_products(costs, corpus, products)
     return ModelTimes(
         layers,
@@ -186,7 +181,7 @@ class _Body:
                 out, inside = int(parameter.shape[-2]), int(parameter.shape[-1])
                 name = f"{out}x{inside}"
                 if name not in found:
-                    found[name] = _product_rate(rows, out, inside, dtype)
+                    found[name] = product_rate(rows, out, inside, dtype)
         return found
 
     def run(self, batches: Sequence[Batch], seconds: float) -> _Times:
@@ -249,19 +244,6 @@ def _one_of_each(costs: ModelCosts, blocks: Sequence[nn.Module]) -> Iterator[nn.
             yield block
 
 
-def _product_rate(rows: int, out: int, inside: int, dtype: torch.dtype) -> float:
-    """GFLOP/s of (rows × in)·(in × out); of a very wide map, a part of it."""
-    out = min(out, max(256, (128 << 20) // inside))
-    values, weight = torch.randn(rows, inside).to(dtype), torch.randn(out, inside).to(dtype)
-    nn.functional.linear(values, weight)
-    taken: list[float] = []
-    while sum(taken) < 0.15 and len(taken) < 20:
-        started = time.perf_counter()
-        nn.functional.linear(values, weight)
-        taken.append(time.perf_counter() - started)
-    return 2 * rows * out * inside / float(np.median(taken)) / 1e9
-
-
 def _from_products(
     costs: ModelCosts, corpus: CorpusSize, products: dict[str, float]
 ) -> tuple[float, ...]:
@@ -270,43 +252,3 @@ def _from_products(
         raise RequestError(f"{costs.name}: its layers have no matrix products to measure")
     rate = 1e9 * float(np.mean(list(products.values())))
     return tuple(flops / rate for flops in costs.layer_flops(corpus.document_tokens))
-
-
-def _plane_seconds(costs: ModelCosts, selection: Selection, rows: int) -> float:
-    source = torch.zeros(rows, costs.hidden, dtype=DTYPES[costs.dtype])
-    block = torch.zeros(16, rows, costs.hidden, dtype=DTYPES[selection.store_dtype])
-    return _timed(lambda: [plane.copy_(source) for plane in block]) / (16 * rows)
-
-
-def _statistics_seconds(costs: ModelCosts, rows: int) -> float:
-    dtype, scratch = DTYPES[costs.dtype], Scratch()
-    h, a, m = (torch.randn(rows, costs.hidden).to(dtype) for _ in range(3))
-    return _timed(lambda: layer_statistics(h, a, m, scratch)) / rows
-
-
-def _lens_seconds(costs: ModelCosts) -> float:
-    """Of one row at all points; a large vocabulary is measured in part."""
-    least, most = _LENS_VOCABULARY
-    wanted = int(_LENS_FLOPS / (2 * _LENS_ROWS * _LENS_POINTS * costs.hidden))
-    vocabulary = min(costs.vocabulary, max(least, min(most, wanted)))
-    draw = np.random.default_rng(0)
-    # Logits spread as a model's do: wider ones would leave numbers too small for fast arithmetic.
-    unembedding = draw.standard_normal((vocabulary, costs.hidden), np.float32)
-    unembedding *= 3 / costs.hidden**0.5
-    head = Head("rmsnorm", 1e-6, np.ones(costs.hidden, np.float32), unembedding)
-    measure = LensMeasure(head, 128 << 20)
-    points: Tensor = torch.randn(_LENS_POINTS, _LENS_ROWS, costs.hidden)
-    seconds = _timed(lambda: measure.measure(points, torch.zeros(_LENS_ROWS, dtype=torch.int64)))
-    per_point = seconds / (len(points) * _LENS_ROWS) * costs.vocabulary / vocabulary
-    return per_point * (len(costs.layers) + 1)
-
-
-def _timed(work: Any) -> float:
-    """Median seconds of three calls, after one that warms up."""
-    work()
-    taken = []
-    for _ in range(3):
-        started = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - started)
-    return float(np.median(taken))

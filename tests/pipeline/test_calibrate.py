@@ -198,8 +198,8 @@ def test_layers_too_large_to_hold_are_added_up_from_products(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     from depthscope.pipeline import calibration_model
 
-    monkeypatch.setattr(calibration_model, "_product_rate", lambda *_: 200.0)
-    monkeypatch.setattr(calibration_model, "_lens_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(calibration_model, "product_rate", lambda *_: 200.0)
+    monkeypatch.setattr(calibration_model, "lens_seconds", lambda *_: 1.0)
     found = calibrate(
         named,
         few,
