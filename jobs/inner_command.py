@@ -77,7 +77,10 @@ def inner_command(
     on_ray = "address" in context.params and values.get("engine") != "process"
     if on_ray:
         words += _for_the_cluster(values, spec)
-    store = values.get("out") or values.get("store") if name != "report" else None
+    # What other commands call out is a result of theirs.
+    store = values.get("out") if name == "extract" else values.get("store")
+    if name == "report":
+        store = None
     return InnerCommand((name, *words), on_ray, Path(store) if store else None)
 
 
@@ -88,7 +91,7 @@ def _values(command: click.Command, given: dict[str, Any]) -> dict[str, Any]:
         return given
     config = given.get("config")
     fields = {k: v for k, v in given.items() if k in model.model_fields}
-    return model(**resolve(model, config, fields)).model_dump()
+    return given | model(**resolve(model, config, fields)).model_dump()
 
 
 def _for_the_cluster(values: dict[str, Any], spec: SubmitSpec) -> list[str]:
