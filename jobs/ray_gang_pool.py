@@ -14,7 +14,7 @@ from depthscope.pipeline.gang import PER_DEVICE
 from depthscope.pipeline.gang_worker import stage_ranges
 from depthscope.pipeline.handoff import carried_bytes
 from depthscope.storage.commits import Commit
-from depthscope.storage.errors import WorkFailed
+from depthscope.storage.errors import RequestError, WorkFailed
 from depthscope.storage.run_record import RunRecord
 from depthscope.storage.tasks import Task
 
@@ -107,6 +107,8 @@ class RayGangPool:
             member.starting = self._starters.submit(member.gang.start)
         while not self.workers():
             for member in self._members:
+                if isinstance(member.error, WorkerLost):
+                    raise RequestError(f"the stages cannot start: {member.error}")
                 if member.error is not None:
                     raise member.error
             starting = [member.starting for member in self._members if member.starting is not None]
