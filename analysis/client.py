@@ -56,14 +56,19 @@ def compute_on(address: str | None = None, *, workers: int | None = None) -> Ite
         with dask.config.set(scheduler="threads", num_workers=workers):
             yield
     elif address == "local":
-        with _local(workers):
+        with _own_scheduler(), _local(workers):
             yield
     elif found := re.fullmatch(r"slurm:(\d+)", address):
-        with _slurm(int(found[1])):
+        with _own_scheduler(), _slurm(int(found[1])):
             yield
     else:
-        with _running(address):
+        with _own_scheduler(), _running(address):
             yield
+
+
+def _own_scheduler() -> dask.config.set:
+    """Restore Dask's choice at the end: a client that never connects leaves itself there."""
+    return dask.config.set(scheduler=dask.config.get("scheduler", None))
 
 
 def _default() -> str:

@@ -48,6 +48,7 @@ def test_nobody_answers() -> None:
         compute_on("tcp://127.0.0.1:9"),
     ):
         pass
+    assert where() == os.getpid()  # what comes after computes where it did before
 
 
 def test_slurm_workers_need_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
