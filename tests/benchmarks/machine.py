@@ -20,7 +20,7 @@ def product_rate(threads: int, size: int = 3072) -> float:
     x, y = torch.from_numpy(a), torch.from_numpy(b)
     rates = []
     for multiply in (lambda: np.matmul(a, b, out=out), lambda: torch.mm(x, y)):
-        rates.append(2 * size**3 / min(_timed(multiply) for _ in range(3)))
+        rates.append(2 * size**3 / min(timed(multiply) for _ in range(3)))
     return max(rates)
 
 
@@ -40,7 +40,7 @@ def disk_rate(root: Path) -> float:
 def memory_rate(bytes_: int = 1 << 28) -> float:
     """Bytes/s at which one thread sums float32 values that lie in memory."""
     values = np.ones(bytes_ // 4, np.float32)
-    return bytes_ / min(_timed(values.sum) for _ in range(3))
+    return bytes_ / min(timed(values.sum) for _ in range(3))
 
 
 def forget(root: Path) -> None:
@@ -51,7 +51,8 @@ def forget(root: Path) -> None:
         os.close(file)
 
 
-def _timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that the work takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -36,6 +36,9 @@ BENCHMARKS = {
     "e": "scaling",
     "f": "memory",
     "g": "staged",
+    "h": "sweeping",
+    "i": "large_layers",
+    "j": "predictions",
     "m": "maps",
     "n": "scans",
 }
