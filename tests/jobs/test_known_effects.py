@@ -257,6 +257,24 @@ def test_further_interventions_compose(study: Any) -> None:
         np.testing.assert_allclose(float(cell.output_l2_max), expected, atol=2e-6)
 
 
+def test_interventions_at_one_layer_compose(study: Any) -> None:
+    """A layer skipped is skipped whatever its own MLP would add."""
+    root, sweep = study(llama())
+    plain = sweep(scope="all", layers="1")
+    also = sweep(scope="all", layers="1", also=("mlp:scale=3:1",))
+    both = sweep(scope="all", layers="1", part="mlp", also=("layer:skip:1",))
+    for found in (also, both):
+        for name in ("output_l2_max", "effect_max"):
+            here = [
+                np.squeeze(one[name].values)[..., 1, :]
+                if name == "effect_max"
+                else np.squeeze(one[name].values)[..., 1]
+                for one in (found, plain)
+            ]
+            np.testing.assert_array_equal(*here)
+    assert root.exists() and float(plain.output_l2_max.max()) > 1e-3
+
+
 def test_two_layers_by_hand(study: Any) -> None:
     """One number, from the weights alone: layer 0 skipped at positions 1 and 2, split at 3."""
     model = llama(2)

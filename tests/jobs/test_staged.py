@@ -18,7 +18,6 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..conftest import byte_tokenizer, make_llama, write_jsonl
-from ..pipeline.test_families import DOCUMENTS, FAMILIES, make_model
 from .processes import check_same, data_bytes, request, start, wait_for
 
 LAYERS = 6
@@ -62,29 +61,6 @@ def by_stage(store: Path) -> dict[tuple[int, int], list[Commit]]:
     for commit in CommitLog(store).commits():
         found.setdefault(commit.points, []).append(commit)
     return found
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_in_three_stages(family: str, tmp_path: Path) -> None:
-    make_model(FAMILIES[family][0], tmp_path / "model")
-    data = write_jsonl(tmp_path / "ids.jsonl", [{"ids": ids} for ids in DOCUMENTS])
-    for dtype, batches in (("float32", "packed"), ("bfloat16", "sorted")):
-        given = {
-            "model": str(tmp_path / "model"),
-            "data": (str(data),),
-            "token_ids": "ids",
-            "dtype": dtype,
-            "batches": batches,
-            "batch_tokens": 32,
-            "task_rows": 48,
-            "engine": "process",
-            "lens_rows": "all",
-            "sublayers": True,
-            "threads": 1,
-        }
-        extract(ExtractSpec(**given, out=tmp_path / dtype))
-        extract(ExtractSpec(**given, out=tmp_path / f"{dtype}-staged", schedule="staged", stages=3))
-        check_same(tmp_path / f"{dtype}-staged", data_bytes(tmp_path / dtype))
 
 
 @pytest.mark.parametrize(
