@@ -10,15 +10,18 @@ from .depth import depth
 from .depth_score import depth_score
 from .effect_findings import depth_findings, depth_score_findings, interaction_findings
 from .findings import findings
+from .flips import flips
 from .geometry import geometry
 from .geometry_charts import geometry_findings
 from .interactions import interactions
 from .lens import lens
 from .linear_maps import linear_maps
 from .map_charts import map_findings
+from .onset import onset
 from .query import query, run_query
 from .results import open_result
 from .store import Run, open
+from .use_findings import flip_findings, onset_findings
 
 if TYPE_CHECKING:
     from .report import ReportPaths, write_report
@@ -36,6 +39,8 @@ __all__ = [
     "depth_score",
     "depth_score_findings",
     "findings",
+    "flip_findings",
+    "flips",
     "geometry",
     "geometry_findings",
     "interaction_findings",
@@ -43,6 +48,8 @@ __all__ = [
     "lens",
     "linear_maps",
     "map_findings",
+    "onset",
+    "onset_findings",
     "open",
     "open_result",
     "query",

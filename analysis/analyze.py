@@ -16,11 +16,16 @@ from .depth_rules import KL_SHARE, OVERLAP_LEAST
 from .depth_score import depth_score
 from .effect_findings import depth_findings, depth_score_findings, interaction_findings
 from .effects import open_effects
+from .flips import flips
 from .geometry import geometry
 from .geometry_charts import geometry_findings
 from .interactions import interactions
 from .lens import lens
+from .onset import RANKS, onset
+from .row_classes import By
 from .store import Run, StorePath, open
+from .target_ranks import Target
+from .use_findings import flip_findings, onset_findings
 
 #: Every analysis by name, in the order in which ``analyze`` runs them.
 ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
@@ -30,6 +35,8 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "interactions": interactions,
     "depth_score": depth_score,
     "geometry": geometry,
+    "onset": onset,
+    "flips": flips,
 }
 
 #: The arguments of ``analyze`` that each analysis takes, beside its settings.
@@ -40,7 +47,12 @@ _ARGUMENTS = {
     "interactions": ("effects", "partial"),
     "depth_score": ("field", "effects", "partial", "part", "order"),
     "geometry": ("memory",),
+    "onset": ("by", "target", "ranks", "frequencies", "answer"),
+    "flips": ("frequencies",),
 }
+
+#: Analyses that pass over all stored activations and are only run by name.
+_BY_NAME = ("onset", "flips")
 
 #: The arrays without which an analysis cannot be computed, by source and name.
 _NEEDED = {
@@ -53,6 +65,8 @@ _SENTENCES: dict[str, Callable[[xr.Dataset], list[str]]] = {
     "interactions": interaction_findings,
     "depth_score": depth_score_findings,
     "geometry": geometry_findings,
+    "onset": onset_findings,
+    "flips": flip_findings,
 }
 
 
@@ -70,6 +84,11 @@ def analyze(
     kl_share: float = KL_SHARE,
     overlap_least: float = OVERLAP_LEAST,
     memory: int | None = None,
+    by: By = "bucket",
+    target: Target = "final",
+    ranks: Sequence[int] = RANKS,
+    frequencies: Path | None = None,
+    answer: str | None = None,
     report: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> dict[str, Path]:
@@ -94,6 +113,8 @@ def analyze(
     memory
         Bytes that a process may hold, for geometry, which is only run by name or where the source
         is ``activations``, since it reads all of them.
+    by, target, ranks, frequencies, answer
+        Of ``onset``, and frequencies of ``flips``; both are only run by name.
     report
         Called with a line of text before and after each analysis.
     settings
@@ -121,6 +142,11 @@ def analyze(
         "kl_share": kl_share,
         "overlap_least": overlap_least,
         "memory": memory,
+        "by": by,
+        "target": target,
+        "ranks": ranks,
+        "frequencies": frequencies,
+        "answer": answer,
     }
     out: Path | None = settings.get("out")
     _check(names, field, out)
@@ -156,6 +182,8 @@ def _check(names: Sequence[str] | None, field: str | None, out: Path | None) -> 
 def _available(run: Run, name: str, given: dict[str, Any]) -> bool:
     """Whether an analysis that was not asked for by name can be run."""
     needed = _NEEDED[given["source"]]
+    if name in _BY_NAME:
+        return False
     if name == "depth":
         return all(run.has(array) for array in needed.values())
     if name == "geometry":

@@ -27,14 +27,16 @@ class Measure:
     ----------
     meaning, unit
         For the variables' attributes.
-    maximum, interval
-        Whether the maximum, and the interval of the mean, are reported as well.
+    maximum, interval, counted
+        Whether the maximum, the interval of the mean, and the number of values behind each mean
+        are reported as well.
     """
 
     meaning: str
     unit: str = "1"
     maximum: bool = False
     interval: bool = False
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,30 @@ class Summary:
         What is reported, by the values' names.
     parameters
         What decides the numbers beside the bootstrap's settings.
+    names
+        Other names for variables of the result.
     """
 
     name: str
     coordinates: Mapping[str, Any]
     measures: Mapping[str, Measure]
     parameters: Mapping[str, Any]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def provenance(self, run: Run, settings: Settings) -> Provenance:
+        """What the result is computed from."""
+        parameters = {
+            **self.parameters,
+            "resamples": settings.resamples,
+            "seed": settings.seed,
+            "level": settings.level,
+        }
+        return Provenance.of(run, self.name, parameters)
+
+    def saved(self, run: Run, settings: Settings) -> xr.Dataset | None:
+        """The saved result of the same inputs, if there is one."""
+        place = result_place(run, self.name, settings.out)
+        return reuse_result(place, self.provenance(run, settings))
 
     def result(self, run: Run, values: RowValues, settings: Settings) -> xr.Dataset:
         """Open the saved result of the same inputs, or compute and save it.
@@ -95,20 +115,13 @@ class Summary:
             raise RequestError(
                 f"{self.name} has no rows: nothing is committed yet, or no row was selected"
             )
-        parameters = {
-            **self.parameters,
-            "resamples": settings.resamples,
-            "seed": settings.seed,
-            "level": settings.level,
-        }
-        provenance = Provenance.of(run, self.name, parameters)
-        place = result_place(run, self.name, settings.out)
-        found = reuse_result(place, provenance)
+        found = self.saved(run, settings)
         if found is not None:
             return found
-        with result_folder(place) as folder:
+        with result_folder(result_place(run, self.name, settings.out)) as folder:
             self._reduce(run, values, folder, settings)
-            dataset = self._summarise(folder, settings).assign_attrs(provenance.attributes())
+            dataset = self._summarise(folder, settings)
+            dataset = dataset.assign_attrs(self.provenance(run, settings).attributes())
             save_dataset(dataset, folder)
         return dataset
 
@@ -153,7 +166,7 @@ class Summary:
             .drop_vars("token_set")
             .assign_attrs(long_name="rows in the token set", units="row")
         )
-        return result.assign_attrs(_counts(totals, self.measures))
+        return result.rename(self.names).assign_attrs(_counts(totals, self.measures))
 
     def _add(self, result: xr.Dataset, name: str, measure: Measure, totals: xr.Dataset) -> None:
         count = totals[f"{name}_count"]
@@ -165,6 +178,10 @@ class Summary:
             result[f"{name}_max"] = totals[f"{name}_max"].where(count > 0).assign_attrs(
                 long_name=f"{measure.meaning}: largest of all tokens", units=measure.unit
             )  # fmt: skip
+        if measure.counted:
+            result[f"{name}_count"] = count.assign_attrs(
+                long_name=f"{measure.meaning}: values behind the mean", units="row"
+            )
 
 
 def _totals(kept: xr.Dataset, measures: Mapping[str, Measure]) -> xr.Dataset:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from depthscope.storage.errors import RequestError
 
 from .analyze_spec import AnalyzeSpec
 from .options import options_of, resolve
@@ -28,9 +29,11 @@ def analyze(
     quiet: bool,
     **given: Any,
 ) -> int:
-    """Reduce a store to results: contributions, lens, depth, interactions, depth_score, geometry.
+    """Reduce a store to results.
 
-    Without NAMES, all for which the store has what they need.
+    NAMES are contributions, lens, depth, interactions, depth_score, geometry, onset, flips.
+    Without NAMES, all for which the store has what they need; geometry, onset and flips, which read
+    every stored activation, are only run by name.
     """
     from depthscope.analysis import analyze as reduce
 
@@ -48,6 +51,11 @@ def analyze(
         kl_share=spec.kl_share,
         overlap_least=spec.overlap_least,
         memory=None if spec.memory is None else int(spec.memory),
+        by=spec.by,
+        target=spec.target,
+        ranks=_numbers(spec.ranks),
+        frequencies=spec.frequencies,
+        answer=spec.answer,
         resamples=spec.resamples,
         seed=spec.seed,
         level=spec.confidence,
@@ -63,3 +71,10 @@ def analyze(
 
 def _labels(text: str | None) -> list[str] | None:
     return None if text is None else [label.strip() for label in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RequestError(f"--ranks {text}: give whole numbers joined by commas") from None

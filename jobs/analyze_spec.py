@@ -47,6 +47,22 @@ class AnalyzeSpec(BaseModel):
     """geometry: memory that a process may hold, such as 4GB; with less, rows are read more often
     (default: half of what is free)."""
 
+    by: Literal["bucket"] = "bucket"
+    """onset: classes of tokens: bucket (how common the target is)."""
+
+    target: Literal["final", "next"] = "final"
+    """onset: the token whose rank is followed: the model's own final one, or the text's next."""
+
+    ranks: Text = "1,5,10"
+    """onset: rank thresholds, joined by commas."""
+
+    frequencies: Path | None = None
+    """onset, flips: table of token counts, a .parquet, .csv or .jsonl file with token_id and count
+    (default: counted in the store's own corpus)."""
+
+    answer: str | None = None
+    """onset: field of the documents that holds the answer, for --by fact (default: attribute)."""
+
     resamples: PositiveInt = 1000
     """Resamples of the bootstrap over documents."""
 

@@ -1,0 +1,65 @@
+"""Sentences about how a model uses its depth: flips of early guesses and onsets of tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from .charts import Floats
+from .flips import ANY
+from .frequencies import BUCKETS
+
+
+def flip_findings(result: xr.Dataset) -> list[str]:
+    """What the earliest point guesses, and how often it is overturned."""
+    chosen, name = _chosen(result, "rows")
+    if not int(chosen["rows"]) or len(chosen["point"]) < 2:
+        return ["No row has best guesses at two points."]
+    first = chosen.isel(point=0)
+    point = int(first["point"])
+    common, every = first.sel(bucket=BUCKETS[0]), first.sel(bucket=ANY)
+    last = float(chosen["share"].sel(bucket=BUCKETS[0]).isel(point=-1))
+    found = [
+        f"Over {name} tokens ({int(chosen['rows']):,} rows), {float(common['share']):.0%} of the "
+        f"best guesses at point {point} are among the ten commonest tokens, and {last:.0%} of the "
+        "final ones."
+    ]
+    sentence = f"{_rate(every)} of all best guesses at point {point} are overturned later"
+    if int(common["count"]):
+        sentence += f", and {_rate(common)} of those that are among the ten commonest tokens"
+    return [*found, f"{sentence}."]
+
+
+def onset_findings(result: xr.Dataset) -> list[str]:
+    """Which class reaches the smallest rank first and last, for good."""
+    chosen, name = _chosen(result, "rows")
+    chosen = chosen.sel(outcome="all", criterion="stays").isel(rank=0)
+    depths = np.asarray(chosen["depth_mean"].values, dtype=np.float64)
+    rank = int(chosen["rank"])
+    if not np.isfinite(depths).any():
+        return [f"No class of {name} tokens ever reaches rank {rank}."]
+    early, late = int(np.nanargmin(depths)), int(np.nanargmax(depths))
+    labels = chosen["class"].values
+    sentence = (
+        f"Over {name} tokens, {labels[early]} reaches rank {rank} for good at point "
+        f"{_depth(chosen, depths, early)}"
+    )
+    if early != late:
+        sentence += f", {labels[late]} at point {_depth(chosen, depths, late)}"
+    return [f"{sentence}; interval of the mean in brackets."]
+
+
+def _chosen(result: xr.Dataset, rows: str) -> tuple[xr.Dataset, str]:
+    """Content tokens, or all where there are none."""
+    name = "content" if int(result[rows].sel(token_set="content")) else "all"
+    return result.sel(token_set=name), name
+
+
+def _rate(at: xr.Dataset) -> str:
+    return f"{float(at['rate']):.0%} [{float(at['low']):.0%}, {float(at['high']):.0%}]"
+
+
+def _depth(chosen: xr.Dataset, depths: Floats, at: int) -> str:
+    low, high = (float(chosen[end].values[at]) for end in ("low", "high"))
+    count = int(chosen["count"].values[at])
+    return f"{depths[at]:.1f} [{low:.1f}, {high:.1f}] ({count:,} rows)"
