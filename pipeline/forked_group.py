@@ -218,7 +218,8 @@ class ForkedGroup:
             return torch.where(self._mask(branch.acts).to(out.device)[:, None], changed, out[n])
         attention, mlp = a[n], m[n]
         result, added = out[n], None
-        for change in branch.at(layer):
+        # What the MLP adds is changed before the layer that it is a part of.
+        for change in sorted(branch.at(layer), key=lambda change: change.part == "layer"):
             edit = self._edit(0, branch, change)
             if change.part == "mlp":
                 mlp = edit.of(mlp)
