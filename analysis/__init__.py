@@ -18,6 +18,8 @@ from .lens import lens
 from .linear_maps import linear_maps
 from .map_charts import map_findings
 from .onset import onset
+from .probe_charts import probe_findings
+from .probes import probes
 from .query import query, run_query
 from .results import open_result
 from .store import Run, open
@@ -52,6 +54,8 @@ __all__ = [
     "onset_findings",
     "open",
     "open_result",
+    "probe_findings",
+    "probes",
     "query",
     "run_query",
     "to_pandas",

@@ -15,6 +15,7 @@ from .depth_charts import depth_chart, depth_score_chart
 from .effect_charts import interaction_charts, output_charts
 from .geometry_charts import geometry_charts
 from .map_charts import map_charts
+from .probe_charts import probe_chart
 from .result_charts import contribution_charts, lens_chart
 
 
@@ -52,10 +53,12 @@ class ResultAccessor:
             return geometry_charts(self._result, label or "model")
         if name == "maps":
             return map_charts(self._result)
+        if name == "probes":
+            return (probe_chart(self._result, label or "model"),)
         raise RequestError(
             f"there is no figure for {name or 'a dataset without the attribute analysis'}; "
-            "contributions, lens, interactions, depth_score, maps, and depth where a curve crosses "
-            "have one"
+            "contributions, lens, interactions, depth_score, maps, probes, and depth where a curve "
+            "crosses have one"
         )
 
     def plot(self, which: str | int = 0, engine: str = "matplotlib") -> Any:

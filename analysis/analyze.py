@@ -22,6 +22,9 @@ from .geometry_charts import geometry_findings
 from .interactions import interactions
 from .lens import lens
 from .onset import RANKS, onset
+from .probe_charts import probe_findings
+from .probe_units import Pool
+from .probes import probes
 from .row_classes import By
 from .store import Run, StorePath, open
 from .target_ranks import Target
@@ -35,6 +38,7 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "interactions": interactions,
     "depth_score": depth_score,
     "geometry": geometry,
+    "probes": probes,
     "onset": onset,
     "flips": flips,
 }
@@ -47,6 +51,7 @@ _ARGUMENTS = {
     "interactions": ("effects", "partial"),
     "depth_score": ("field", "effects", "partial", "part", "order"),
     "geometry": ("memory",),
+    "probes": ("label", "labels", "pool", "folds", "memory"),
     "onset": ("by", "target", "ranks", "frequencies", "answer"),
     "flips": ("frequencies",),
 }
@@ -65,6 +70,7 @@ _SENTENCES: dict[str, Callable[[xr.Dataset], list[str]]] = {
     "interactions": interaction_findings,
     "depth_score": depth_score_findings,
     "geometry": geometry_findings,
+    "probes": probe_findings,
     "onset": onset_findings,
     "flips": flip_findings,
 }
@@ -89,6 +95,10 @@ def analyze(
     ranks: Sequence[int] = RANKS,
     frequencies: Path | None = None,
     answer: str | None = None,
+    label: str | None = None,
+    labels: Sequence[str] | None = None,
+    pool: Pool | None = None,
+    folds: int = 5,
     report: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> dict[str, Path]:
@@ -112,7 +122,10 @@ def analyze(
         Token set and parameters of the rules, for depth.
     memory
         Bytes that a process may hold, for geometry, which is only run by name or where the source
-        is ``activations``, since it reads all of them.
+        is ``activations``, since it reads all of them, and for probes.
+    label, labels, pool, folds
+        Column to predict, its values to use, what is classified, and the parts of the documents;
+        for probes, which are only run where a label is given.
     by, target, ranks, frequencies, answer
         Of ``onset``, and frequencies of ``flips``; both are only run by name.
     report
@@ -147,9 +160,13 @@ def analyze(
         "ranks": ranks,
         "frequencies": frequencies,
         "answer": answer,
+        "label": label,
+        "labels": labels,
+        "pool": pool,
+        "folds": folds,
     }
     out: Path | None = settings.get("out")
-    _check(names, field, out)
+    _check(names, given, out)
     run = open(store)
     chosen = names or [name for name in ANALYSES if _available(run, name, given)]
     say = report or (lambda _: None)
@@ -165,15 +182,19 @@ def analyze(
     return found
 
 
-def _check(names: Sequence[str] | None, field: str | None, out: Path | None) -> None:
+def _check(names: Sequence[str] | None, given: dict[str, Any], out: Path | None) -> None:
     unknown = [name for name in names or () if name not in ANALYSES]
     if unknown:
         raise RequestError(
             f"unknown analysis {', '.join(unknown)}; there are {', '.join(ANALYSES)}"
         )
-    if "depth_score" in (names or ()) and field is None:
+    if "depth_score" in (names or ()) and given["field"] is None:
         raise RequestError(
             "depth_score needs --level FIELD, the field of documents.parquet that holds the level"
+        )
+    if "probes" in (names or ()) and given["label"] is None:
+        raise RequestError(
+            "probes need --label COLUMN, the column of documents or tokens that they predict"
         )
     if out is not None and len(names or ()) != 1:
         raise RequestError("--out takes the result of one analysis: name one")
@@ -188,6 +209,8 @@ def _available(run: Run, name: str, given: dict[str, Any]) -> bool:
         return all(run.has(array) for array in needed.values())
     if name == "geometry":
         return given["source"] == "activations" and run.has("residual")
+    if name == "probes":
+        return given["label"] is not None and run.has("residual")
     if name in needed:
         return run.has(needed[name])
     if name == "depth_score":

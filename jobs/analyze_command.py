@@ -31,7 +31,7 @@ def analyze(
 ) -> int:
     """Reduce a store to results.
 
-    NAMES are contributions, lens, depth, interactions, depth_score, geometry, onset, flips.
+    NAMES are contributions, lens, depth, interactions, depth_score, geometry, probes, onset, flips.
     Without NAMES, all for which the store has what they need; geometry, onset and flips, which read
     every stored activation, are only run by name.
     """
@@ -51,6 +51,10 @@ def analyze(
         kl_share=spec.kl_share,
         overlap_least=spec.overlap_least,
         memory=None if spec.memory is None else int(spec.memory),
+        label=spec.label,
+        labels=_labels(spec.labels),
+        pool=spec.pool,
+        folds=spec.folds,
         by=spec.by,
         target=spec.target,
         ranks=_numbers(spec.ranks),

@@ -44,8 +44,21 @@ class AnalyzeSpec(BaseModel):
     """depth: the lens's best five guesses count as settled above this overlap."""
 
     memory: ByteSize | None = None
-    """geometry: memory that a process may hold, such as 4GB; with less, rows are read more often
-    (default: half of what is free)."""
+    """geometry, probes: memory that a process may hold, such as 4GB; with less, rows are read more
+    often (default: half of what is free)."""
+
+    label: Text | None = None
+    """probes: the column of the documents, or of the tokens, that is predicted."""
+
+    labels: Text | None = None
+    """probes: values of the label to predict, joined by commas (default: all)."""
+
+    pool: Literal["last", "mean", "each"] | None = None
+    """probes: classify each document's last row, the mean of its content rows, or each content row
+    (default: last for a column of documents, each for one of tokens)."""
+
+    folds: Annotated[int, Field(ge=2)] = 5
+    """probes: parts of the documents that are predicted in turn."""
 
     by: Literal["bucket"] = "bucket"
     """onset: classes of tokens: bucket (how common the target is)."""

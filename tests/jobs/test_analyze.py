@@ -72,6 +72,19 @@ def test_options_decide_the_results(tmp_path: Path, capsys: pytest.CaptureFixtur
     )  # fmt: skip
 
 
+def test_probes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = build(tmp_path / "s", layers=2)
+    code, out, told = run(
+        capsys, "analyze", store.root, "probes", "--label", "subject", "--folds", 2, "--pool",
+        "mean", "--labels", "maths,facts", "--resamples", 20,
+    )  # fmt: skip
+    assert code == 0, told
+    assert "A linear probe reads subject best at point" in told
+    result = xr.open_zarr(out.split(": ")[1].strip(), consolidated=False)
+    assert result.label.values.tolist() == ["all", "maths", "facts"]
+    assert result.attrs["parameters"]["pool"] == "mean"
+
+
 def test_an_unfinished_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = build(tmp_path / "s", layers=4)
     effects = add_effects(store.root, committed=(1,))
@@ -101,6 +114,8 @@ def test_an_unfinished_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["interactions"], "has no effects: run depthscope intervene"),
         (["interactions", "--effects", "none"], "has no effects named 'none'"),
         (["depth_score"], "depth_score needs --level FIELD"),
+        (["probes"], "probes need --label COLUMN"),
+        (["probes", "--label", "colour"], "there is no label 'colour'; documents have"),
         (["depth", "--kl-share", "2"], "kl_share"),
         (["depth", "--tokens", "some"], "is not one of 'content', 'all'"),
         (["--out", "x.zarr"], "--out takes the result of one analysis: name one"),
