@@ -21,6 +21,7 @@ from .options import options_of, resolve
 from .plan_spec import PlanSpec
 from .progress import Progress, Silent, progress_for_terminal, ticks
 from .spec import ExtractSpec
+from .store_command import store as store_group
 from .submit_command import jobs, submit
 
 set_environment()
@@ -41,6 +42,7 @@ cli.add_command(corpus)
 cli.add_command(map_stores)
 cli.add_command(submit)
 cli.add_command(jobs)
+cli.add_command(store_group)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from .run_record import RunRecord
 from .status import task_rows
 
 _READERS = 4
-_MEND = "run depthscope verify --repair, then the same extract again"
+_MEND = "run depthscope verify --repair, then the same extract or merge again"
 
 
 def check_commits(

@@ -162,14 +162,15 @@ class TableWriter:
         spill.close()
 
 
-def mark_invalid(root: Path, documents: Iterable[int]) -> None:
+def mark_invalid(root: Path, documents: Iterable[int], *, anew: bool = False) -> None:
     """Set ``valid`` to false for every token of these documents, replacing the file atomically.
 
-    Documents marked before stay marked; the same set in any order gives the same bytes.
+    Documents marked before stay marked, unless ``anew``; the same set in any order gives the same
+    bytes.
     """
     paths = StorePaths(Path(root))
     chosen = np.array(sorted(set(documents)), dtype=np.int64)
-    if not len(chosen):
+    if not len(chosen) and not (anew and _any_marked(paths.tokens)):
         return
     paths.partial.mkdir(exist_ok=True)
     temporary = paths.partial / f"{paths.tokens.name}-{secrets.token_hex(6)}"
@@ -178,7 +179,7 @@ def mark_invalid(root: Path, documents: Iterable[int]) -> None:
             for group in range(source.num_row_groups):
                 table = source.read_row_group(group)
                 keep = ~np.isin(table.column("document").to_numpy(), chosen)
-                valid = pa.array(keep & table.column("valid").to_numpy())
+                valid = pa.array(keep if anew else keep & table.column("valid").to_numpy())
                 table = table.set_column(table.num_columns - 1, TOKEN_SCHEMA.field("valid"), valid)
                 out.write_table(table, row_group_size=ROWS_PER_GROUP)
         flush(temporary)
@@ -186,6 +187,14 @@ def mark_invalid(root: Path, documents: Iterable[int]) -> None:
         sync_folder(paths.root)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _any_marked(tokens: Path) -> bool:
+    """Whether a token is invalid, from the file's statistics."""
+    with pq.ParquetFile(tokens) as file:
+        column = file.schema_arrow.get_field_index("valid")
+        groups = range(file.metadata.num_row_groups)
+        return not all(file.metadata.row_group(g).column(column).statistics.min for g in groups)
 
 
 def _token_columns(document: TableDocument, number: int, first_row: int) -> pa.RecordBatch:

@@ -100,7 +100,7 @@ def test_a_true_digest_outlives_a_false_one(root: Path) -> None:
     assert found.state == "damaged"
     assert found.problems == [
         f"{false}: another commit names {shards[0].path} with its true digest: "
-        "run depthscope verify --repair, then the same extract again"
+        "run depthscope verify --repair, then the same extract or merge again"
     ]
     verify(root, repair=True)
     assert (true.exists(), false.exists()) == (True, False)
