@@ -34,13 +34,21 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
-def make_llama(folder: Path, *, layers: int, seed: int, max_shard_size: str = "1GB") -> None:
-    """Save a random Llama of width 32 in float32, with a tokenizer of bytes."""
+def make_llama(
+    folder: Path,
+    *,
+    layers: int,
+    seed: int,
+    width: int = 32,
+    inner: int = 64,
+    max_shard_size: str = "1GB",
+) -> None:
+    """Save a random Llama in float32, with a tokenizer of bytes."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,

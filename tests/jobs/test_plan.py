@@ -18,7 +18,7 @@ from depthscope.pipeline.plan import choose
 from depthscope.storage.errors import RequestError
 from depthscope.storage.run_record import RunRecord
 
-from ..conftest import Run
+from ..conftest import Run, make_llama
 
 
 def asked(**options: object) -> PlanSpec:
@@ -167,23 +167,25 @@ def test_text_and_json_say_the_same() -> None:
     assert f"{content['schedules']['sweep']['tokens_per_second']:,.0f}" in plan_text(found, choice)
 
 
-def test_auto_follows_the_memory(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+def test_auto_follows_the_memory(corpus: Path, tmp_path: Path) -> None:
     """A store whose resident model does not fit is swept; one that fits nowhere is refused."""
-    store = tmp_path / "store"
+    model, store = tmp_path / "model", tmp_path / "store"
+    # Weights must be most of what is needed: 25 layers of a megabyte each.
+    make_llama(model, layers=25, seed=7, width=128, inner=512)
     extract(
         ExtractSpec(
-            model=str(tiny_model), data=(str(corpus),), out=store, engine="process", rows="row < 99"
+            model=str(model), data=(str(corpus),), out=store, engine="process", rows="row < 99"
         )
     )
     record = RunRecord.load(store)
-    named = find_config(str(tiny_model))
+    named = find_config(str(model))
     costs = model_costs(named.config, named.dtype)
 
     def chosen(memory: int) -> str:
         return choose(plan_of_store(store, record, costs, threads=1, memory=memory))
 
     roomy = plan_of_store(store, record, costs, threads=1)
-    assert roomy.case.volume.plane_rows == 4 * 99
+    assert roomy.case.volume.plane_rows == 26 * 99
     least = roomy["sweep"].host_memory
     assert chosen(roomy["resident"].device_memory) == "resident"
     assert chosen(least) == "sweep"
