@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 
 import cluster
@@ -27,7 +26,7 @@ METHOD = (
     " up every {look:.0f} ms, less the peak of the same command over a model of a few kilobytes."
 )
 
-CURVE = (128, 256, 512, 1024, 2048, 4096, 8192)
+CURVE = (128, 512, 2048, 8192)
 LARGE = {
     "vocab_size": 49152,
     "hidden_size": 2048,
@@ -53,7 +52,7 @@ TIMES = 4
 def run(setting: Setting) -> Section:
     """The curve, then the larger model."""
     quick = setting.scale.rounds < 3
-    curve = CURVE[:3] if quick else CURVE
+    curve = CURVE[:2] if quick else CURVE
     hiding = _hiding_rows(setting, curve[-1])
     rates, read = _curve(setting, curve)
     findings = _curve_findings(rates, read, hiding, curve)
@@ -86,7 +85,7 @@ Rates = dict[int, dict[str, list[float]]]
 
 
 def _curve(setting: Setting, curve: tuple[int, ...]) -> tuple[Rates, list[float]]:
-    rates: Rates = {rows: defaultdict(list) for rows in curve}
+    rates: Rates = {rows: {"sweep": [], "resident": []} for rows in curve}
     read: list[float] = []
     weights = sum(
         tensor.bytes for name, tensor in stored_tensors(setting.model).items() if "head" not in name
@@ -162,7 +161,8 @@ def _bounded(
         "bounded": ("large", {"schedule": "sweep", "memory": f"{bound}MB"}),
         "unbounded": ("large", {"schedule": "resident"}),
     }
-    peaks, rates = defaultdict(list), defaultdict(list)
+    peaks: dict[str, list[float]] = {kind: [] for kind in runs}
+    rates: dict[str, list[float]] = {kind: [] for kind in runs}
     for turn in range(setting.scale.rounds):
         for kind in list(runs) if turn % 2 else list(runs)[::-1]:
             model, options = runs[kind]
