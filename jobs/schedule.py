@@ -8,11 +8,13 @@ from pathlib import Path
 
 import psutil
 import torch
+from depthscope.pipeline.checkpoint import read_json
 from depthscope.pipeline.costs import ModelCosts, model_costs
 from depthscope.pipeline.description import load_config
 from depthscope.pipeline.memory import Residual, SweepNeeds
 from depthscope.pipeline.memory_budget import streaming_needs, tasks_at_once
 from depthscope.pipeline.plan import choose
+from depthscope.pipeline.quantisation import RESIDENT_ONLY, refuse_quantised
 from depthscope.storage.errors import RequestError
 from depthscope.storage.run_record import RunRecord
 
@@ -59,9 +61,13 @@ def lay_over_devices(spec: ExtractSpec, record: RunRecord, folder: Path, open_ta
     Raises
     ------
     RequestError
-        There are fewer layers than stages, or the budget holds not even the smallest schedule;
-        says how much would.
+        There are fewer layers than stages, weights are quantised, or the budget holds not even
+        the smallest schedule; says how much would.
     """
+    if record.model.get("quantisation") is not None:
+        if spec.schedule in ("staged", "sweep"):
+            refuse_quantised(read_json(folder / "config.json"), folder, RESIDENT_ONLY)
+        return Layout("resident")
     if spec.schedule == "staged":
         return Layout("staged", stages=_stages(spec, int(record.model["layers"])))
     if spec.schedule == "resident":

@@ -16,6 +16,7 @@ import transformers
 from depthscope.storage.errors import RequestError
 
 from .checkpoint import files_digest, read_json, stored_tensors, tokenizer_digest, weight_files
+from .quantisation import check_runs_here, quantisation
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """The dtypes a model can be run in, by name."""
@@ -47,6 +48,8 @@ class ModelInfo:
     tokenizer_digest: str
     """Empty where the folder has no tokenizer."""
     tied_embeddings: bool
+    quantisation: str | None = None
+    """The scheme of quantised weights; None for plain ones."""
 
 
 def describe_model(
@@ -80,14 +83,16 @@ def describe_model(
     Raises
     ------
     RequestError
-        an unknown dtype, architecture or attention implementation, quantised
-        weights, files that are missing or cut short, or code that must be asked for.
+        an unknown dtype, architecture or attention implementation, quantised weights
+        that transformers does not run here, files that are missing or cut short, or
+        code that must be asked for.
     """
     raw = read_json(folder / "config.json")
-    refuse_quantised(raw, folder)
     config = load_config(folder, trust_remote_code)
     text = config.get_text_config()
     tensors = stored_tensors(folder)
+    dtype = resolve_dtype(dtype, text, [tensor.dtype for tensor in tensors.values()])
+    check_runs_here(raw, folder, dtype)
     skeleton = build_skeleton(config, attention, trust_remote_code)
     resolved = skeleton.config.get_text_config()
     has_experts = any(getattr(text, key, None) for key in _EXPERT_COUNTS)
@@ -100,7 +105,7 @@ def describe_model(
         hidden=int(text.hidden_size),
         vocabulary=int(text.vocab_size),
         context=getattr(text, "max_position_embeddings", None),
-        dtype=resolve_dtype(dtype, text, [t.dtype for t in tensors.values()]),
+        dtype=dtype,
         attention=str(resolved._attn_implementation),
         experts=resolved._experts_implementation if has_experts else None,
         parameters=sum(_size(t.shape) for t in tensors.values()),
@@ -108,6 +113,7 @@ def describe_model(
         config_digest=_config_digest(raw),
         tokenizer_digest=tokenizer_digest(folder),
         tied_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
+        quantisation=quantisation(raw),
     )
 
 
@@ -125,18 +131,6 @@ def _size(shape: tuple[int, ...]) -> int:
     for length in shape:
         product *= length
     return product
-
-
-def refuse_quantised(config: dict[str, Any], folder: Path) -> None:
-    """Raise RequestError, naming the scheme, if a config says that its weights are quantised."""
-    nested = config.get("text_config")
-    scheme = config.get("quantization_config") or (nested or {}).get("quantization_config")
-    if scheme:
-        method = scheme.get("quant_method", "unnamed") if isinstance(scheme, dict) else scheme
-        raise RequestError(
-            f"model folder {folder} holds weights quantised with {method}; give the checkpoint "
-            "in bfloat16, float16 or float32"
-        )
 
 
 def resolve_dtype(asked: str | None, config: Any, stored: list[str]) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from .checkpoint import read_json
 from .conversion import ALL, Conversion, Rows, refuse_missing
 from .description import DTYPES, ModelInfo
 from .frame import Frame, place_buffers
 from .frame_probe import find_needed
 from .own_memory import OwnMemory
+from .quantisation import RESIDENT_ONLY, refuse_quantised
 from .skeleton import Skeleton
 from .weight_reader import WeightReader
 
@@ -56,11 +58,13 @@ class LayerLoader:
     Raises
     ------
     RequestError
-        Files are missing or cut short; tensors are missing or of another shape than the config
-        asks for; the architecture has no list of layers that can be called one by one.
+        Weights are quantised; files are missing or cut short; tensors are missing or of another
+        shape than the config asks for; the architecture has no list of layers that can be called
+        one by one.
     """
 
     def __init__(self, folder: Path, info: ModelInfo, trust_remote_code: bool = False) -> None:
+        refuse_quantised(read_json(folder / "config.json"), folder, RESIDENT_ONLY)
         self.info, self.folder = info, folder
         self._reader = WeightReader(folder)
         self.skeleton = Skeleton(folder, info, trust_remote_code)

@@ -23,7 +23,7 @@ from . import families
 from .capture import OnLayer, OnPoint, capture, check_identity
 from .checkpoint import read_json, tokenizer_digest, weight_files
 from .demo_model import demo_folder
-from .description import DTYPES, ModelInfo, one_line, quiet, refuse_quantised
+from .description import DTYPES, ModelInfo, one_line, quiet
 from .hub import hub_folder
 from .packing import attention_by_segment, can_attend_by_segment
 
@@ -61,8 +61,7 @@ def resolve_folder(model: str, cache: Path | None = None, trust_remote_code: boo
         raise RequestError(
             f"no model folder {model}; give a folder, a name on the Hugging Face hub, or 'demo'"
         )
-    config = read_json(folder / "config.json")
-    refuse_quantised(config, folder)
+    read_json(folder / "config.json")
     weight_files(folder)
     return folder
 
@@ -203,6 +202,8 @@ def load_body(
         torch.set_num_threads(threads)
     plain = not torch.cuda.is_available() and max_memory is None and offload_folder is None
     placement: dict[str, Any] = {} if device_map == "auto" and plain else {"device_map": device_map}
+    if plain and info.quantisation is not None:
+        placement = {"device_map": {"": "cpu"}}
     if placement and max_memory is not None:
         placement["max_memory"] = max_memory
     if placement and offload_folder is not None:
