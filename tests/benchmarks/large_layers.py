@@ -42,7 +42,7 @@ SMALL = SHAPE | {
     "num_attention_heads": 8,
     "num_key_value_heads": 1,
 }
-ROWS, BATCH, BOUND_GB = 2048, 512, 15.0
+ROWS, BATCH, BOUND_GB = 1024, 512, 15.0
 
 
 def run(setting: Setting) -> Section:
