@@ -8,6 +8,7 @@ from .contributions import contributions
 from .convert import to_pandas, to_torch
 from .depth import depth
 from .depth_score import depth_score
+from .depth_table import depth_table, ratio_table
 from .effect_findings import depth_findings, depth_score_findings, interaction_findings
 from .findings import findings
 from .flips import flips
@@ -40,6 +41,7 @@ __all__ = [
     "depth_findings",
     "depth_score",
     "depth_score_findings",
+    "depth_table",
     "findings",
     "flip_findings",
     "flips",
@@ -57,6 +59,7 @@ __all__ = [
     "probe_findings",
     "probes",
     "query",
+    "ratio_table",
     "run_query",
     "to_pandas",
     "to_torch",

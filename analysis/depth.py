@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -124,10 +125,25 @@ def depth(
                 curve = read_curve(kept, variable, tokens, chosen)
                 depths[measure] = _Depth.of(curve, rules[measure], run.layers)
     result = _dataset(depths, run.layers, chosen.level).assign_attrs(provenance.attributes())
-    result = result.assign_coords(token_set=tokens)
+    result = result.assign_coords(token_set=tokens).assign_attrs(_names(run))
     with result_folder(place) as folder:
         save_dataset(result, folder)
     return result
+
+
+def _names(run: Run) -> dict[str, Any]:
+    """What tables over several stores tell them apart by."""
+    records = [snapshot.record for snapshot in run.snapshots]
+    sources = [
+        PurePath(str(source.get("path", ""))).stem
+        for record in records
+        for source in record.corpus.get("sources", ())
+    ]
+    return {
+        "model": str(records[0].model.get("name", "")),
+        "model_parameters": int(records[0].model.get("parameters") or 0),
+        "corpus": "+".join(dict.fromkeys(sources)),
+    }
 
 
 def _check(tokens: str, kl_share: float, overlap_least: float) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from .charts import STORE_STYLES, Chart, Curve, Floats, Panel
@@ -29,9 +27,6 @@ _DEPTH = (
     "left out, and the table says so."
 )
 RULES = {"cosine": "Cosine turns positive", "kl": "KL has halved", "overlap": "Overlap passes"}
-
-_COLUMNS = ("effective_depth", "low", "high", "ratio", "ratio_low", "ratio_high", "crossed",
-            "crossed_share", "count")  # fmt: skip
 
 
 def depth_score_chart(result: xr.Dataset, model: str) -> Chart:
@@ -91,18 +86,6 @@ def depth_chart(results: Mapping[str, xr.Dataset], name: str = "depth") -> Chart
         _DEPTH.format(**first.attrs["parameters"]),
         (panel,),
     )
-
-
-def depth_table(results: Mapping[str, xr.Dataset]) -> pd.DataFrame:
-    """One row per store and rule: depth, ratio, intervals, whether it crossed, documents."""
-    rows: list[dict[str, Any]] = []
-    for label, result in results.items():
-        for measure in result["measure"].values:
-            at = result.sel(measure=measure)
-            row = {"store": label, "rule": str(measure), "tokens": _token_set(result),
-                   "layers": result.sizes["layer"]}  # fmt: skip
-            rows.append(row | {name: at[name].values.item() for name in _COLUMNS})
-    return pd.DataFrame(rows)
 
 
 def _score_panel(at: xr.Dataset, title: str, field: str, even: float) -> Panel:

@@ -20,7 +20,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from .charts import Chart
-from .depth_charts import depth_chart, depth_score_chart, depth_table
+from .depth_charts import depth_chart, depth_score_chart
+from .depth_table import depth_table, ratio_table
 from .effect_charts import compared_interactions, interaction_charts, output_charts
 from .effect_findings import depth_findings, depth_score_findings, interaction_findings
 from .findings import findings
@@ -133,7 +134,10 @@ def render_page(reports: Sequence[StoreReport], created: str) -> str:
     compared = [_figure("compared", chart) for chart in compared_charts(reports)]
     depths, compared_tables = _depths(reports), []
     if len(depths) > 1:
-        compared_tables.append(table("compared_depth", depth_table(depths)))
+        ratios = table("compared_ratios", ratio_table(depths))
+        compared_tables.append(("Share of the depth that every store uses, by rule", ratios))
+        numbers = table("compared_depth", depth_table(depths))
+        compared_tables.append(("Effective depth of every store", numbers))
     stores = [_store(number, report) for number, report in enumerate(reports)]
     drawn = [*compared, *(figure for store in stores for figure in store["figures"])]
     data = {

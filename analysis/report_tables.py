@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .depth_charts import depth_table
+from .depth_table import depth_table
 
 #: Rows of a table that the page shows, and that it carries for downloading (about 3 MB).
 SHOWN_ROWS, CARRIED_ROWS = 400, 30_000

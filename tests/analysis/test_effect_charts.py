@@ -12,8 +12,9 @@ import pytest
 import xarray as xr
 from depthscope.analysis.charts import Chart, Matrix, Panel
 from depthscope.analysis.depth import depth
-from depthscope.analysis.depth_charts import depth_chart, depth_score_chart, depth_table
+from depthscope.analysis.depth_charts import depth_chart, depth_score_chart
 from depthscope.analysis.depth_score import depth_score
+from depthscope.analysis.depth_table import depth_table, ratio_table
 from depthscope.analysis.effect_charts import (
     compared_interactions,
     interaction_charts,
@@ -204,6 +205,35 @@ def test_effective_depth_of_several_stores(results: dict[str, xr.Dataset]) -> No
     nothing = crossing(results["depth"], [np.nan] * 3)
     assert depth_chart({"a": nothing}) is None
     assert len(depth_table({"a": nothing})) == 3
+
+
+def test_ratios_over_models_sizes_and_corpora(results: dict[str, xr.Dataset]) -> None:
+    stores = {}
+    for name, model, size, corpus, ratios in (
+        ("a", "m", 135e6, "sums", [0.4, 0.6, np.nan]),
+        ("b", "m", 135e6, "facts", [0.2, np.nan, np.nan]),
+        ("c", "n", 7.62e9, "facts", [0.6, 0.8, 0.5]),
+    ):
+        stores[name] = crossing(results["depth"], ratios)
+        stores[name].attrs |= {"model": model, "model_parameters": int(size), "corpus": corpus}
+        stores[name]["crossed_share"].values[:] = [1, 0.25, 0]
+    table = ratio_table(stores)
+    assert table["store"].tolist() == ["a", "b", "c", "mean of 2", "mean of 2"]
+    assert table["size"].tolist() == ["135M", "135M", "7.62B", "", ""]
+    # One model has one size here, so their means are the same and told once.
+    assert table["model"].tolist() == ["m", "m", "n", "m", ""]
+    assert table["corpus"].tolist() == ["sums", "facts", "facts", "", "facts"]
+    assert table["cosine"].tolist() == [
+        "0.40 [0.30, 0.50]", "0.20 [0.10, 0.30]", "0.60 [0.50, 0.70]", "0.30", "0.40",
+    ]  # fmt: skip
+    assert table["kl"].tolist() == [
+        "0.60 [0.50, 0.70] in 25% of resamples", "no crossing, but in 25% of resamples",
+        "0.80 [0.70, 0.90] in 25% of resamples", "0.60 of 1", "0.80 of 1",
+    ]  # fmt: skip
+    assert table["overlap"].tolist()[:2] == ["no crossing"] * 2
+    assert table["overlap"].tolist()[3:] == ["no crossing", "0.50 of 1"]
+    stores["a"]["count"].values[0] = 0
+    assert ratio_table(stores)["cosine"][0] == "not measured"
 
 
 def test_models_side_by_side_share_one_scale(results: dict[str, xr.Dataset]) -> None:

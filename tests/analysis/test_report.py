@@ -253,6 +253,8 @@ def test_models_with_interventions_side_by_side(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(content)))
     assert [row["store"] for row in rows] == ["s0"] * 3 + ["s1"] * 3
     assert {row["layers"] for row in rows[3:]} == {"5"}
+    assert "Share of the depth that every store uses" in page.text
+    assert "compared_ratios.csv" in links
 
 
 def test_long_tables_are_shown_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
