@@ -10,6 +10,7 @@ import xarray as xr
 from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import StorePaths
 
+from .client import compute_on
 from .contributions import Source, contributions
 from .depth import TokenSet, depth
 from .depth_rules import KL_SHARE, OVERLAP_LEAST
@@ -171,14 +172,15 @@ def analyze(
     chosen = names or [name for name in ANALYSES if _available(run, name, given)]
     say = report or (lambda _: None)
     found = {}
-    for name in chosen:
-        say(f"{name}: computing{f' from {source}' if 'source' in _ARGUMENTS[name] else ''}")
-        arguments = {key: given[key] for key in _ARGUMENTS[name]}
-        result = ANALYSES[name](run, **arguments, **settings)
-        for sentence in _sentences(name, result):
-            say(f"{name}: {sentence}")
-        saved = StorePaths(run.snapshots[0].root).analysis(str(result.attrs["analysis"]))
-        found[name] = out or saved
+    with compute_on(settings.get("scheduler"), workers=settings.get("workers")):
+        for name in chosen:
+            say(f"{name}: computing{f' from {source}' if 'source' in _ARGUMENTS[name] else ''}")
+            arguments = {key: given[key] for key in _ARGUMENTS[name]}
+            result = ANALYSES[name](run, **arguments, **settings)
+            for sentence in _sentences(name, result):
+                say(f"{name}: {sentence}")
+            saved = StorePaths(run.snapshots[0].root).analysis(str(result.attrs["analysis"]))
+            found[name] = out or saved
     return found
 
 

@@ -3,16 +3,19 @@
 The only module that knows Dask's schedulers. Every reduction of this package is a graph whose tasks
 read from the store by themselves, so a cluster needs nothing but the same file system. Clusters
 that are started here speak TLS with certificates of their own: a scheduler runs what it is sent.
+Blocks inside a block share its client, so that many analyses in a row start one cluster.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,10 @@ PATIENCE, QUEUEING = 30, 24 * 3600
 #: What a Slurm worker is given where Dask's own configuration (jobqueue.slurm) says nothing.
 _WORKER = {"cores": 4, "processes": 1, "memory": "8GB"}
 
+#: The address that the surrounding block computes on; None outside of one.
+_around: ContextVar[str | None] = ContextVar("_around", default=None)
+_log = logging.getLogger(__name__)
+
 
 @contextmanager
 def compute_on(address: str | None = None, *, workers: int | None = None) -> Iterator[None]:
@@ -41,8 +48,9 @@ def compute_on(address: str | None = None, *, workers: int | None = None) -> Ite
         ``threads`` for the threads of this process; ``local`` for a cluster of processes on this
         machine; ``slurm:N`` for N workers that are Slurm jobs of their own, described in Dask's
         configuration under ``jobqueue.slurm``; otherwise the address of a running scheduler. None
-        is the scheduler of this batch job where it has one, ``local`` in any other Slurm
-        allocation, else ``threads``.
+        is that of the surrounding block, or the client that a notebook has made; else the
+        scheduler of this batch job where it has one, ``local`` in any other Slurm allocation, or
+        ``threads``.
     workers
         Threads, or processes of a local cluster; None leaves it to Dask.
 
@@ -51,7 +59,27 @@ def compute_on(address: str | None = None, *, workers: int | None = None) -> Ite
     RequestError
         Nothing answers at the address, or Slurm's workers cannot be had.
     """
+    if _there_already(address):
+        yield
+        return
     address = address or _default()
+    token = _around.set(address)
+    try:
+        with _opened(address, workers):
+            yield
+    finally:
+        _around.reset(token)
+
+
+def _there_already(address: str | None) -> bool:
+    around = _around.get()
+    if around is not None:
+        return address in (None, around)
+    return address is None and dask.config.get("scheduler", None) == "dask.distributed"
+
+
+@contextmanager
+def _opened(address: str, workers: int | None) -> Iterator[None]:
     if address == "threads":
         with dask.config.set(scheduler="threads", num_workers=workers):
             yield
@@ -90,13 +118,14 @@ def _local(workers: int | None) -> Iterator[None]:
         LocalCluster(
             n_workers=workers,
             threads_per_worker=threads,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             host="127.0.0.1",
             protocol="tls",
             security=_certificates(),
         ) as cluster,
         Client(cluster),
     ):
+        _log.info("Dask's dashboard, on this machine alone: %s", cluster.dashboard_link)
         yield
 
 

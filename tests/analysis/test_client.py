@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import urllib.request
 
 import dask
 import pytest
@@ -26,8 +28,12 @@ def test_threads_by_default() -> None:
         assert where() == os.getpid()
 
 
-def test_an_allocation_gets_processes_that_speak_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_allocation_gets_processes_that_speak_tls(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from distributed import get_client
+
+    caplog.set_level("INFO", "depthscope.analysis.client")
 
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
@@ -37,9 +43,36 @@ def test_an_allocation_gets_processes_that_speak_tls(monkeypatch: pytest.MonkeyP
         assert address.startswith("tls://127.0.0.1:")
         assert sum(worker["nthreads"] for worker in information["workers"].values()) == 2
         assert where() != os.getpid()
+        # The dashboard listens on this machine alone, and its address is told.
+        (told,) = [record.getMessage() for record in caplog.records
+                   if record.name == "depthscope.analysis.client"]  # fmt: skip
+        link = re.search(r"http://127\.0\.0\.1:\d+", told)
+        assert link, told
+        with urllib.request.urlopen(f"{link[0]}/health", timeout=10) as answer:
+            assert answer.read() == b"ok"
+        # Blocks inside share the client.
+        for inner in (None, "local"):
+            with compute_on(inner):
+                assert get_client().scheduler_info()["address"] == address
+        with compute_on("threads"):
+            assert where() == os.getpid()
         # Whoever has not the certificates is turned away.
         with pytest.raises(RequestError, match="wants certificates"), compute_on(address):
             pass
+
+
+def test_a_client_of_the_notebook_is_used() -> None:
+    from distributed import Client, LocalCluster, get_client
+
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+        compute_on(),
+    ):
+        assert get_client() is client
+        assert dask.config.get("scheduler") == "dask.distributed"
+    with compute_on():
+        assert dask.config.get("scheduler") == "threads"
 
 
 def test_nobody_answers() -> None:

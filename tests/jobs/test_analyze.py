@@ -72,6 +72,24 @@ def test_options_decide_the_results(tmp_path: Path, capsys: pytest.CaptureFixtur
     )  # fmt: skip
 
 
+def test_several_stores_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stores = [build(tmp_path / name, seed=n, layers=3 + n).root for n, name in enumerate("ab")]
+    code, out, told = run(capsys, "analyze", *stores, "depth", "--resamples", 20)
+    assert code == 0, told
+    lines = out.splitlines()
+    assert lines[:2] == [f"depth: {root.resolve()}/analysis/depth.zarr" for root in stores]
+    assert lines[3].split() == ["store", "model", "size", "corpus", "layers", "cosine", "kl",
+                                "overlap"]  # fmt: skip
+    assert [line.split()[0] for line in lines[4:6]] == [str(root) for root in stores]
+    code, out, _ = run(capsys, "analyze", stores[0], "depth", stores[1], "--json")
+    found = json.loads(out)
+    assert list(found["stores"]) == [str(root) for root in stores]
+    assert [row["layers"] for row in found["depth"][:2]] == [3, 4]
+    code, _, told = run(capsys, "analyze", *stores, "depth", "--out", tmp_path / "x.zarr")
+    assert code == 2
+    assert "--out takes the result of one store" in told
+
+
 def test_probes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = build(tmp_path / "s", layers=2)
     code, out, told = run(
