@@ -79,6 +79,7 @@ def contributions(run: Run, source: Source = "statistics", **settings: Any) -> x
         {"part": np.array(PARTS), "layer": np.arange(run.layers)},
         MEASURES,
         {"source": source, "clamp": CLAMP},
+        additive=True,
     )
     return summary.result(run, values, Settings(**settings))
 

@@ -7,26 +7,28 @@ activations (Sun et al.) and anisotropy.
 
 All of it comes from sums over blocks of rows that can be merged: one pass over the stored rows
 where the second moments of all points fit into memory, ⌈moments ÷ budget⌉ passes otherwise. On a
-Dask cluster every worker passes over its share of the rows. Cost per row and point: d² for the
-second moments, d² for linearity, n·d for CKA in blocks of n rows, points·d for cosines.
+Dask cluster every worker passes over its share of the rows. Where the sums are small beside the
+activations they are kept with the result, and of a store that has grown only the new rows are read.
+Cost per row and point: d² for the second moments, d² for linearity, n·d for CKA in blocks of n
+rows, points·d for cosines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
 import psutil
 import xarray as xr
 from depthscope.storage.errors import RequestError
 
+from .block_passes import Seen, counter, over_blocks
 from .cka import BLOCK_ROWS as CKA_ROWS
 from .cka import LEAST_ROWS
-from .client import compute_on, workers_now
+from .client import compute_on
+from .geometry_kept import KeptState, StateWriter, find_state, worth_keeping
 from .geometry_result import OF_POINT, geometry_dataset, spectral
 from .geometry_rows import BLOCK_ROWS, Look, RowReader
 from .geometry_state import SETS, Draws, Moments, Overview
@@ -86,11 +88,12 @@ def geometry(
     if found is not None:
         return found
     draws = Draws(chosen.resamples, chosen.seed, cka_rows)
-    with compute_on(chosen.scheduler, workers=chosen.workers):
-        dataset = _compute(run, reader, draws, memory, chosen)
-    dataset = dataset.assign_attrs({**dataset.attrs, **provenance.attributes()})
-    if place is not None:
-        with result_folder(place) as folder:
+    with compute_on(chosen.scheduler, workers=chosen.workers), result_folder(place) as folder:
+        kept = find_state(place, provenance, run)
+        keep = place is not None and len(run.snapshots) == 1 and worth_keeping(reader, draws)
+        dataset = _compute(run, reader, draws, memory, chosen, kept, folder if keep else None)
+        dataset = dataset.assign_attrs({**dataset.attrs, **provenance.attributes()})
+        if place is not None:
             save_dataset(dataset, folder)
     return dataset
 
@@ -107,23 +110,40 @@ def _reader(run: Run, cka_rows: int) -> RowReader:
 
 
 def _compute(
-    run: Run, reader: RowReader, draws: Draws, memory: int | None, settings: Settings
+    run: Run,
+    reader: RowReader,
+    draws: Draws,
+    memory: int | None,
+    settings: Settings,
+    kept: KeptState | None = None,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     points, hidden = len(run.points), int(reader.residual.shape[-1])
     tiles = cut_points(points, hidden, draws.resamples, memory)
-    look = Look.of(reader)
+    if kept is None:
+        look = Look.of(reader)
+    else:
+        look, reader = kept.look, RowReader.of(kept.rest(run))
+        draws = replace(draws, before=kept.blocks)
+    writer = None if folder is None else StateWriter(folder, points, hidden)
     found = {name: np.full((SETS, points), np.nan) for name in (*OF_POINT, "linearity")}
     overview: Overview | None = None
     for number, tile in enumerate(tiles):
         seen = None
         if settings.progress is not None:
-            seen = _counter(settings.progress, number * reader.blocks, len(tiles) * reader.blocks)
-        work = _Pass(reader, look, draws, tile, points, number == 0)
-        seen_all, moments = _merged(work, seen)
-        overview = overview or seen_all
-        for name, values in spectral(moments).items():
+            seen = counter(settings.progress, number * reader.blocks, len(tiles) * reader.blocks)
+        sums = over_blocks(_Pass(reader, look, draws, tile, points, number == 0).over,
+                           reader.blocks, seen)  # fmt: skip
+        if kept is not None:
+            kept.add_to(sums.moments, sums.overview)
+        if writer is not None:
+            writer.add(sums.moments)
+        overview = overview or sums.overview
+        for name, values in spectral(sums.moments).items():
             found[name][:, tile.start : tile.stop] = values
     assert overview is not None
+    if writer is not None:
+        writer.finish(run, overview, look, draws.before + reader.blocks)
     result = geometry_dataset(
         overview, found, run.points, run.layers, look.magnitude, settings.level
     )
@@ -163,6 +183,20 @@ def cut_points(points: int, hidden: int, resamples: int, memory: int | None) -> 
     return [range(part[0], part[-1] + 1) for part in np.array_split(np.arange(points), passes)]
 
 
+@dataclass(eq=False)
+class _Sums:
+    """What one pass gathers; the overview belongs to the first."""
+
+    overview: Overview | None
+    moments: Moments
+
+    def merge(self, other: _Sums) -> None:
+        """Add another's sums."""
+        self.moments.merge(other.moments)
+        if self.overview is not None and other.overview is not None:
+            self.overview.merge(other.overview)
+
+
 @dataclass(frozen=True, eq=False)
 class _Pass:
     """One pass over the rows: sent to the workers, which take a range of blocks each."""
@@ -174,9 +208,7 @@ class _Pass:
     points: int
     everything: bool
 
-    def over(
-        self, blocks: range, seen: Callable[[int], None] | None = None
-    ) -> tuple[Overview | None, Moments]:
+    def over(self, blocks: range, seen: Seen | None = None) -> _Sums:
         """Sums over some blocks."""
         hidden = int(self.reader.residual.shape[-1])
         moments = Moments(self.tile, self.points, hidden)
@@ -189,27 +221,4 @@ class _Pass:
                 overview.add(block, self.look, products)
             if seen is not None:
                 seen(block.number + 1)
-        return overview, moments
-
-
-def _merged(work: _Pass, seen: Callable[[int], None] | None) -> tuple[Overview | None, Moments]:
-    """The sums over all blocks, from as many workers as there are."""
-    workers, blocks = workers_now(), work.reader.blocks
-    if workers == 1:
-        return work.over(range(blocks), seen)
-    cuts = np.linspace(0, blocks, min(workers, blocks) + 1).astype(int)
-    parts = [range(int(a), int(b)) for a, b in pairwise(cuts)]
-    sent = dask.delayed(work, pure=False, traverse=False)
-    results = dask.compute(*(sent.over(part) for part in parts))
-    overview, moments = results[0]
-    for other, more in results[1:]:
-        moments.merge(more)
-        if overview is not None:
-            overview.merge(other)
-    return overview, moments
-
-
-def _counter(
-    progress: Callable[[int, int], None], before: int, total: int
-) -> Callable[[int], None]:
-    return lambda done: progress(before + done, total)
+        return _Sums(overview, moments)

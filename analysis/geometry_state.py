@@ -34,11 +34,12 @@ COSINE_ROWS = 128
 
 @dataclass(frozen=True)
 class Draws:
-    """What resamples are made with, and how many rows a block of CKA has."""
+    """What resamples are made with, rows of a block of CKA, and blocks of rows drawn before."""
 
     resamples: int
     seed: int
     cka_rows: int
+    before: int = 0
 
 
 class Overview:
@@ -118,9 +119,9 @@ class Overview:
                 _by_document(self.influence[number], block, chosen, change, neighbours)
 
     def _add_cka(self, block: RowBlock, look: Look, products: NumpyProducts) -> None:
-        every = np.arange(len(block.row))
+        every, at = np.arange(len(block.row)), block.number + self._draws.before
         for number, rows in enumerate((every[block.content], every)):
-            draw = np.random.default_rng([self._draws.seed, number, block.number])
+            draw = np.random.default_rng([self._draws.seed, number, at])
             cuts = cut(rows, self._draws.cka_rows, draw)
             if not cuts:
                 continue
@@ -133,7 +134,7 @@ class Overview:
             products.each(measure, range(len(cuts)))
             self.cka[number].add(found, len(rows))
             self.cka_draws[number].add(
-                np.arange(len(cuts)) + (block.number << 16),
+                np.arange(len(cuts)) + (at << 16),
                 found.reshape(len(cuts), -1),
                 np.array([[float(len(chosen))] for chosen in cuts]),
             )

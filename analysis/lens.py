@@ -74,6 +74,7 @@ def lens(run: Run, source: Source = "statistics", **settings: Any) -> xr.Dataset
         {"point": np.array(points, dtype=np.int64)},
         MEASURES,
         {"source": source},
+        additive=True,
     )
     return summary.result(run, values, Settings(**settings))
 

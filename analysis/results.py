@@ -43,11 +43,14 @@ class Provenance:
         Identity of every store, and what was visible of it.
     parameters
         Everything else that decides the numbers.
+    partial
+        Whether tasks are shown that are not complete.
     """
 
     name: str
     inputs: tuple[Mapping[str, Any], ...]
     parameters: Mapping[str, Any]
+    partial: bool = False
 
     @classmethod
     def of(cls, run: Run, name: str, parameters: Mapping[str, Any]) -> Provenance:
@@ -66,7 +69,7 @@ class Provenance:
             }
             for snapshot in run.snapshots
         )
-        return cls(name, inputs, chosen)
+        return cls(name, inputs, chosen, any(snapshot.begun for snapshot in run.snapshots))
 
     @property
     def fingerprint(self) -> str:
@@ -80,6 +83,8 @@ class Provenance:
             "inputs": [dict(one) for one in self.inputs],
             "parameters": dict(self.parameters),
             "fingerprint": self.fingerprint,
+            "revision": REVISION,
+            "partial": self.partial,
             "depthscope": depthscope_version(),
         }
 

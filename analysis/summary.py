@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .bootstrap import ratio_interval
 from .client import Progress, TaskProgress, compute_on
+from .growth import Growth, find_growth
 from .per_document import TOKEN_SETS, Documents, PerDocument, RowValues
 from .results import Provenance, result_folder, result_place, reuse_result, save_dataset
 from .store import Run
@@ -80,6 +81,8 @@ class Summary:
         What decides the numbers beside the bootstrap's settings.
     names
         Other names for variables of the result.
+    additive
+        Whether a row's values depend on its own document alone, so that a saved result can grow.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Summary:
     measures: Mapping[str, Measure]
     parameters: Mapping[str, Any]
     names: Mapping[str, str] = field(default_factory=dict)
+    additive: bool = False
 
     def provenance(self, run: Run, settings: Settings) -> Provenance:
         """What the result is computed from."""
@@ -127,22 +131,34 @@ class Summary:
 
     def _reduce(self, run: Run, values: RowValues, folder: Path, settings: Settings) -> None:
         documents = Documents.on(run.snapshots, values.axis)
-        work = PerDocument(values, run.columns(values.axis), documents)
+        whole = work = PerDocument(values, run.columns(values.axis), documents)
+        growth = self._growth(run, whole, settings)
+        if growth is not None:
+            work = growth.rest(whole)
         variables = {}
         for name, (dims, array) in work.lazy().items():
             inner = tuple(self.coordinates) if dims[-1] == "*" else ()
             variables[name] = ((*dims[: 2 if inner else len(dims)], *inner), array)
         coordinates = {
             "token_set": np.array(TOKEN_SETS),
-            "document": documents.number,
+            "document": work.documents.number,
             **self.coordinates,
         }
         dataset = xr.Dataset(variables, coords=coordinates)
+        if growth is not None:
+            dataset = growth.joined(dataset, whole)
         with (
             compute_on(settings.scheduler, workers=settings.workers),
             TaskProgress(settings.progress),
         ):
             save_dataset(dataset, folder, "documents")
+
+    def _growth(self, run: Run, whole: PerDocument, settings: Settings) -> Growth | None:
+        if not self.additive:
+            return None
+        place = result_place(run, self.name, settings.out)
+        provenance = self.provenance(run, settings)
+        return find_growth(place, provenance, run, whole.documents, whole.values.axis)
 
     def _summarise(self, folder: Path, settings: Settings) -> xr.Dataset:
         with xr.open_zarr(folder, group="documents", consolidated=False) as kept:
