@@ -24,6 +24,8 @@ from .probes import probes
 from .query import query, run_query
 from .results import open_result
 from .store import Run, open
+from .token_effect_charts import erasure_findings, gradient_findings
+from .token_effects import erasure, gradients
 from .use_findings import flip_findings, onset_findings
 
 if TYPE_CHECKING:
@@ -42,11 +44,15 @@ __all__ = [
     "depth_score",
     "depth_score_findings",
     "depth_table",
+    "erasure",
+    "erasure_findings",
     "findings",
     "flip_findings",
     "flips",
     "geometry",
     "geometry_findings",
+    "gradient_findings",
+    "gradients",
     "interaction_findings",
     "interactions",
     "lens",

@@ -17,6 +17,7 @@ from .geometry_charts import geometry_charts
 from .map_charts import map_charts
 from .probe_charts import probe_chart
 from .result_charts import contribution_charts, lens_chart
+from .token_effect_charts import erasure_charts, gradient_charts
 
 
 @xr.register_dataset_accessor("depthscope")  # type: ignore[no-untyped-call]
@@ -45,6 +46,10 @@ class ResultAccessor:
         if name == "interactions":
             matrices = interaction_charts(self._result, label or "model")
             return matrices + output_charts(self._result, label or "model")
+        if name == "erasure":
+            return erasure_charts(self._result, label or "model")
+        if name == "gradients":
+            return gradient_charts(self._result, label or "model")
         if name == "depth_score":
             return (depth_score_chart(self._result, label or "model"),)
         if name == "depth" and (chart := depth_chart({label or "model": self._result})):

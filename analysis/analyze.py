@@ -16,7 +16,7 @@ from .depth import TokenSet, depth
 from .depth_rules import KL_SHARE, OVERLAP_LEAST
 from .depth_score import depth_score
 from .effect_findings import depth_findings, depth_score_findings, interaction_findings
-from .effects import open_effects
+from .effects import Kind, effects_names, open_effects
 from .flips import flips
 from .geometry import geometry
 from .geometry_charts import geometry_findings
@@ -29,6 +29,8 @@ from .probes import probes
 from .row_classes import By
 from .store import Run, StorePath, open
 from .target_ranks import Target
+from .token_effect_charts import erasure_findings, gradient_findings
+from .token_effects import erasure, gradients
 from .use_findings import flip_findings, onset_findings
 
 #: Every analysis by name, in the order in which ``analyze`` runs them.
@@ -38,6 +40,8 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "depth": depth,
     "interactions": interactions,
     "depth_score": depth_score,
+    "erasure": erasure,
+    "gradients": gradients,
     "geometry": geometry,
     "probes": probes,
     "onset": onset,
@@ -51,6 +55,8 @@ _ARGUMENTS = {
     "depth": ("source", "tokens", "kl_share", "overlap_least"),
     "interactions": ("effects", "partial"),
     "depth_score": ("field", "effects", "partial", "part", "order"),
+    "erasure": ("effects", "partial"),
+    "gradients": ("effects", "partial"),
     "geometry": ("memory",),
     "probes": ("label", "labels", "pool", "folds", "memory"),
     "onset": ("by", "target", "ranks", "frequencies", "answer"),
@@ -66,10 +72,15 @@ _NEEDED = {
     "activations": {"contributions": "mlp_output", "lens": "residual"},
 }
 
+#: The kind of sweep that an analysis reduces.
+_KINDS: dict[str, Kind] = {"interactions": "layers", "erasure": "erase", "gradients": "gradients"}
+
 _SENTENCES: dict[str, Callable[[xr.Dataset], list[str]]] = {
     "depth": depth_findings,
     "interactions": interaction_findings,
     "depth_score": depth_score_findings,
+    "erasure": erasure_findings,
+    "gradients": gradient_findings,
     "geometry": geometry_findings,
     "probes": probe_findings,
     "onset": onset_findings,
@@ -114,8 +125,8 @@ def analyze(
     source
         ``statistics`` or ``activations``, for contributions, lens and depth.
     effects, partial
-        Name of an intervention sweep, None for the only one, and whether it may be unfinished; for
-        interactions and depth_score.
+        Name of an intervention sweep, None for the only one of its kind, and whether it may be
+        unfinished; for interactions, depth_score, erasure and gradients.
     field, order, part
         Field that holds a document's level, its levels in order, and the part that was changed;
         for depth_score, which is only run where a field is given.
@@ -217,10 +228,14 @@ def _available(run: Run, name: str, given: dict[str, Any]) -> bool:
         return run.has(needed[name])
     if name == "depth_score":
         return given["field"] is not None
-    if given["effects"] is not None:
-        return True
+    kind, named = _KINDS[name], given["effects"]
+    others = {k for k in _KINDS.values() if k != kind}
+    if any(named in effects_names(run.snapshots[0].root, other) for other in others):
+        return False
+    if named is not None and kind == "layers":
+        return True  # Of no kind at all: interactions says so.
     try:
-        open_effects(run, partial=given["partial"])
+        open_effects(run, named, partial=given["partial"], kind=kind)
     except RequestError:
         return False
     return True

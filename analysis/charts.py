@@ -119,6 +119,8 @@ class Matrix:
         Values of the first and last colour; values beyond have those colours.
     details
         Further values of the cells, (rows, columns) each, by the words that hovering shows.
+    x_ticks
+        Words for the columns, such as tokens, where they have any.
     """
 
     title: str
@@ -130,6 +132,7 @@ class Matrix:
     values: Floats
     limits: tuple[float, float]
     details: tuple[tuple[str, Floats], ...] = ()
+    x_ticks: tuple[str, ...] | None = None
 
     @property
     def words(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
@@ -32,6 +32,22 @@ from numpy.typing import NDArray
 
 from .per_document import Documents
 from .store import Run
+
+#: What a sweep measured: effects of layers on layers, of erasing, or integrated gradients.
+Kind = Literal["layers", "erase", "gradients"]
+
+#: The arrays by which a kind is known, what they hold, and what makes them.
+_ARRAYS = {"layers": (*EFFECTS, *OUTPUTS), "erase": ("output_l2",), "gradients": ("attribution",)}
+_MEANINGS = {
+    "layers": "layer-to-layer effects",
+    "erase": "effects of erasing",
+    "gradients": "integrated gradients",
+}
+_MADE_BY = {
+    "layers": "skip, zero, mean, patch or scale",
+    "erase": "erase",
+    "gradients": "gradients",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,14 +145,16 @@ class Effects:
         }
 
 
-def effects_names(root: Path) -> list[str]:
-    """Names of the sweeps of a store that have layer-to-layer effects, sorted."""
+def effects_names(root: Path, kind: Kind = "layers") -> list[str]:
+    """Names of the sweeps of a store that measured this kind of effect, sorted."""
     folder = StorePaths(root).effects("x").parent
     found = sorted(path.stem for path in folder.glob("*.zarr"))
-    return [name for name in found if _has_effects(root, name)]
+    return [name for name in found if _has(root, name, kind)]
 
 
-def open_effects(run: Run, name: str | None = None, *, partial: bool = False) -> Effects:
+def open_effects(
+    run: Run, name: str | None = None, *, partial: bool = False, kind: Kind = "layers"
+) -> Effects:
     """Open a sweep of the store that a run shows.
 
     Parameters
@@ -147,24 +165,26 @@ def open_effects(run: Run, name: str | None = None, *, partial: bool = False) ->
         None for the only sweep there is.
     partial
         Whether a sweep may be opened of which not every task is committed.
+    kind
+        ``layers``: effects of layers on layers; ``erase``, ``gradients``: of those sweeps.
 
     Raises
     ------
     RequestError
-        There is no such sweep, it is of another store, it is not finished, or several stores are
-        open.
+        There is no such sweep, it is of another kind or store, it is not finished, or several
+        stores are open.
     Damage
         A committed shard is missing.
     """
     if len(run.snapshots) > 1:
         raise RequestError(f"{len(run.snapshots)} stores are open, effects are of one: open that")
     root = run.snapshots[0].root
-    name = name or _only_name(root)
+    name = name or _only_name(root, kind)
     record = EffectsRecord.load(root, name)
-    if not _has_effects(root, name):
+    if not _has(root, name, kind):
         raise RequestError(
-            f"{root}: effects {name} hold no layer-to-layer effects; name effects that were made "
-            "with depthscope intervene --what skip, zero, mean, patch or scale"
+            f"{root}: effects {name} hold no {_MEANINGS[kind]}; name effects that were made with "
+            f"depthscope intervene --what {_MADE_BY[kind]}"
         )
     identity = record.identity_fields.get("store_identity")
     if identity != run.snapshots[0].record.identity:
@@ -183,18 +203,22 @@ def open_effects(run: Run, name: str | None = None, *, partial: bool = False) ->
     return Effects(root, record, tasks, _whole_documents(run))
 
 
-def _only_name(root: Path) -> str:
-    names = effects_names(root)
+def _only_name(root: Path, kind: Kind) -> str:
+    names = effects_names(root, kind)
     if len(names) == 1:
         return names[0]
     if names:
         raise RequestError(f"{root} has several effects; choose with --effects: {', '.join(names)}")
-    raise RequestError(f"{root} has no effects: run depthscope intervene {root} --name NAME first")
+    what = "" if kind == "layers" else f" --what {kind}"
+    raise RequestError(
+        f"{root} has no {_MEANINGS[kind] if what else 'effects'}: run depthscope intervene {root} "
+        f"--name NAME{what} first"
+    )
 
 
-def _has_effects(root: Path, name: str) -> bool:
+def _has(root: Path, name: str, kind: Kind) -> bool:
     folder = StorePaths(root).effects(name)
-    return all((folder / array / "zarr.json").exists() for array in (*EFFECTS, *OUTPUTS))
+    return all((folder / array / "zarr.json").exists() for array in _ARRAYS[kind])
 
 
 def _require_shards(root: Path, name: str) -> None:

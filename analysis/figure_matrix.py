@@ -26,6 +26,10 @@ def draw_matrix(matrix: Matrix, axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     for line in (axis.xaxis, axis.yaxis):
         line.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    if matrix.x_ticks is not None:
+        # Tokens are text, in which a dollar sign would begin mathematics.
+        words = [word.replace("$", r"\$") for word in matrix.x_ticks]
+        axis.set_xticks(x, words, rotation=90, fontsize=5.5)
     axis.set_xlabel(matrix.x_label, fontsize=8.5)
     axis.set_ylabel(matrix.y_label, fontsize=8.5)
     axis.set_title(matrix.title, loc="left", fontsize=8.5, fontweight="bold")

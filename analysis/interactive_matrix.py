@@ -26,7 +26,7 @@ def add_matrix(figure: go.Figure, matrix: Matrix, row: int, column: int) -> None
         for number, (name, _) in enumerate(matrix.details)
     ]
     trace = go.Heatmap(
-        x=matrix.x,
+        x=_columns(matrix),
         y=matrix.y,
         z=matrix.values,
         zmin=matrix.limits[0],
@@ -51,10 +51,24 @@ def set_matrix_axes(
 ) -> None:
     """Label the axes of a heat map; row 0 is at the top."""
     plain = {**style, "showgrid": False, "nticks": 8, "tickformat": "d"}
-    figure.update_xaxes(title_text=matrix.x_label, row=row, col=column, **plain)
+    across: dict[str, Any] = dict(plain)
+    if matrix.x_ticks is not None:
+        across |= {"type": "category", "nticks": 0, "tickangle": -90, "tickfont": {"size": 9}}
+        across.pop("tickformat")
+    figure.update_xaxes(title_text=matrix.x_label, row=row, col=column, **across)
     figure.update_yaxes(
         title_text=matrix.y_label, autorange="reversed", row=row, col=column, **plain
     )
+
+
+def _columns(matrix: Matrix) -> Any:
+    """Numbers of the columns, or number and word of each, since words alone may repeat."""
+    if matrix.x_ticks is None:
+        return matrix.x
+    return [
+        f"{number:.0f} {escape(word, quote=False)}"
+        for number, word in zip(matrix.x, matrix.x_ticks, strict=True)
+    ]
 
 
 def _stacked(matrix: Matrix) -> Any:

@@ -21,7 +21,7 @@ from .figures import save_png
 from .lens import lens
 from .report_facts import CommitCounts, facts, model_label, notes
 from .report_page import StoreReport, compared_charts, render_page
-from .report_results import computed, depth_of, depth_score_of, interactions_of
+from .report_results import computed, depth_of, depth_score_of, interactions_of, token_effects_of
 from .report_tables import file_stem
 from .store import Run, open
 from .token_views import token_views
@@ -103,7 +103,8 @@ def _read(run: Run, label: str, documents: int, tokens: int, seed: int, budget: 
         raise RequestError(f"{root} has nothing committed yet: run extract to its end first")
     found = _result(run, contributions, "norm_ratio"), _result(run, lens, "kl")
     matrix, more_notes = interactions_of(run)
-    if matrix is None and all(result is None for result in found):
+    by_token = token_effects_of(run, "erase"), token_effects_of(run, "gradients")
+    if all(result is None for result in (matrix, *by_token, *found)):
         raise RequestError(
             f"{root} has neither statistics, lens values nor effects: extract with the former, or "
             "run depthscope intervene"
@@ -118,6 +119,7 @@ def _read(run: Run, label: str, documents: int, tokens: int, seed: int, budget: 
         depth_of(run),
         matrix,
         depth_score_of(run),
+        *by_token,
     )
 
 

@@ -28,6 +28,12 @@ from .findings import findings
 from .interactive import interactive
 from .report_tables import result_tables, table, table_of
 from .result_charts import comparison_charts, contribution_charts, lens_chart
+from .token_effect_charts import (
+    erasure_charts,
+    erasure_findings,
+    gradient_charts,
+    gradient_findings,
+)
 from .token_views import MEASURES, TokenView
 
 
@@ -55,7 +61,7 @@ class StoreReport:
         Results; None where the store does not allow one.
     views
         Documents shown token by token.
-    depth, interactions, depth_score
+    depth, interactions, depth_score, erasure, gradients
         Further results, likewise.
     """
 
@@ -68,11 +74,14 @@ class StoreReport:
     depth: xr.Dataset | None = None
     interactions: xr.Dataset | None = None
     depth_score: xr.Dataset | None = None
+    erasure: xr.Dataset | None = None
+    gradients: xr.Dataset | None = None
 
     @property
     def results(self) -> Mapping[str, xr.Dataset | None]:
         """The results by the names of their analyses."""
-        names = ("contributions", "lens", "depth", "interactions", "depth_score")
+        names = ("contributions", "lens", "depth", "interactions", "depth_score", "erasure",
+                 "gradients")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -90,6 +99,10 @@ class StoreReport:
             charts += output_charts(self.interactions, self.label)
         if self.depth_score is not None:
             charts += (depth_score_chart(self.depth_score, self.label),)
+        if self.erasure is not None:
+            charts += erasure_charts(self.erasure, self.label)
+        if self.gradients is not None:
+            charts += gradient_charts(self.gradients, self.label)
         return charts
 
     @property
@@ -102,6 +115,10 @@ class StoreReport:
             found += interaction_findings(self.interactions)
         if self.depth_score is not None:
             found += depth_score_findings(self.depth_score)
+        if self.erasure is not None:
+            found += erasure_findings(self.erasure)
+        if self.gradients is not None:
+            found += gradient_findings(self.gradients)
         return found
 
 

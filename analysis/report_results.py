@@ -13,10 +13,11 @@ from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import StorePaths
 
 from .depth import depth
-from .effects import effects_names
+from .effects import Kind, effects_names
 from .interactions import interactions
 from .results import open_result
 from .store import Run
+from .token_effects import erasure, gradients
 
 _BOOTSTRAP = ("resamples", "seed", "level")
 
@@ -70,6 +71,21 @@ def interactions_of(run: Run) -> tuple[xr.Dataset | None, list[str]]:
     if dropped:
         notes.append(f"{dropped:,} documents of the effects have no valid split and are left out.")
     return result, notes
+
+
+def token_effects_of(run: Run, kind: Kind) -> xr.Dataset | None:
+    """Erasure or gradients as last analysed, or of the only such sweep; else None."""
+    analysis = {"erase": erasure, "gradients": gradients}[kind]
+    saved = _saved_parameters(run, analysis.__name__)
+    names = effects_names(run.snapshots[0].root, kind)
+    name = saved.get("effects") if saved.get("effects") in names else None
+    if name is None and len(names) != 1:
+        return None
+    arguments = {key: saved[key] for key in _BOOTSTRAP if key in saved}
+    try:
+        return computed(analysis, run, effects=name or names[0], partial=True, **arguments)
+    except RequestError:
+        return None
 
 
 def depth_score_of(run: Run) -> xr.Dataset | None:

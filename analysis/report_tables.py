@@ -39,6 +39,8 @@ def result_tables(
             frames[name] = depth_table({label: result})
         elif name == "depth_score":
             frames |= _score_frames(result)
+        elif name in ("erasure", "gradients"):
+            frames |= _token_frames(name, result)
         else:
             frames[name] = _frame(result)
     return {name: table(f"{file_stem(label)}_{name}", frame) for name, frame in frames.items()}
@@ -109,6 +111,17 @@ def _score_frames(result: xr.Dataset) -> dict[str, pd.DataFrame]:
         "depth_score_trend": _frame(trends.drop_vars(["level", "level_number", "source"],
                                                      errors="ignore")),
     }  # fmt: skip
+
+
+def _token_frames(name: str, result: xr.Dataset) -> dict[str, pd.DataFrame]:
+    """Means by point or layer; and the first documents' rows, as the page can carry them."""
+    rows = [n for n, v in result.data_vars.items() if "row" in v.dims]
+    each = int(np.prod([size for dim, size in result.sizes.items() if dim != "row"]))
+    places = result.drop_vars(rows).drop_vars(["row", "document", "position", "token"])
+    return {
+        name: _frame(places),
+        f"{name}_tokens": _frame(result[rows].isel(row=slice(CARRIED_ROWS // each))).dropna(),
+    }
 
 
 def _shown(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +209,11 @@ def _tasks(
     room = budget.memory - fixed - kept
     one = 2 * (cases + 2) * line
     if room < one:
+        least = ceil((fixed + kept + one) / 1e6) / 1e3
         raise RequestError(
-            f"--memory {budget.memory / 1e9:.2f} GB is too little: one layer's branches need "
-            f"{(fixed + kept + one) / 1e9:.2f} GB (weights {budget.weights / 1e9:.2f}); give that, "
-            "or smaller --batch-tokens"
+            f"--memory {budget.memory / 1e9:.3f} GB is too little: one layer's branches need "
+            f"{least:.3f} GB (weights {budget.weights / 1e9:.3f}); give that, or smaller "
+            "--batch-tokens"
         )
     sources = min(layers, int(room // (2 * cases * line)))
     if sources < layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,9 +20,10 @@ from depthscope.storage.errors import RequestError, WorkFailed
 from depthscope.storage.layout import StorePaths
 from depthscope.storage.run_record import RunRecord, differences
 
-from .corpus_means import check_points, check_sublayers, save_means, save_stream_means
+from .corpus_means import save_means, save_stream_means
 from .dispatch import Dispatcher, Pool
 from .effects_plan import Budget, describe, plan_effects
+from .effects_sources import check_sources
 from .intervene_spec import InterveneSpec
 from .lock import driver_lock
 from .progress import Progress, Silent
@@ -78,7 +80,7 @@ def intervene(
     schedule = _schedule(spec, costs)
     budget = Budget(_memory(spec), _weights(costs, schedule))
     planned = plan_effects(root, spec, run, costs, budget)
-    _check_sources(root, spec, run)
+    check_sources(root, spec, run)
     with driver_lock(root), stop_on_signals() as stop:
         CommitLog(root).drop_partial()
         record = _settled(root, planned, spec)
@@ -159,6 +161,12 @@ def _model_costs(run: RunRecord, folder: Path, spec: InterveneSpec) -> ModelCost
 
 
 def _schedule(spec: InterveneSpec, costs: ModelCosts) -> str:
+    if spec.schedule == "staged":
+        raise RequestError(
+            "--schedule staged: interventions are not cut into stages; give sweep, which holds two "
+            "layers at a time and so runs a model of any size on one device, or --workers to share "
+            "the tasks"
+        )
     if spec.what == "gradients":
         if spec.schedule == "sweep":
             raise RequestError(
@@ -187,37 +195,13 @@ def _weights(costs: ModelCosts, schedule: str) -> int:
     return max((a + b for a, b in pairwise(sizes)), default=sum(sizes))
 
 
-def _check_sources(root: Path, spec: InterveneSpec, run: RunRecord) -> None:
-    """Means and patches are read from stores that have what sublayers add."""
-    if spec.what == "erase":
-        check_points(root, run)
-    if spec.what == "mean":
-        check_sublayers(root, run, "--what mean")
-    if spec.what == "patch":
-        other = spec.patch_from or root
-        record = RunRecord.load(other)
-        check_sublayers(other, record, "--what patch")
-        if record.model["hidden"] != run.model["hidden"]:
-            raise RequestError(
-                f"--patch-from {other}: its model has hidden size {record.model['hidden']}, this "
-                f"one {run.model['hidden']}: patch from a model of the same size"
-            )
-        if spec.patch_document is None and record.documents != run.documents:
-            raise RequestError(
-                f"--patch-from {other} has {record.documents} documents, this store "
-                f"{run.documents}: give --patch-document, or a store of the same corpus"
-            )
-        if spec.patch_document is not None and not 0 <= spec.patch_document < record.documents:
-            raise RequestError(
-                f"--patch-document {spec.patch_document}: {other} has documents 0 to "
-                f"{record.documents - 1}"
-            )
-
-
 def _settled(root: Path, planned: EffectsRecord, spec: InterveneSpec) -> EffectsRecord:
     """The sweep that exists under that name, if it is this one; else the new one, laid out."""
     path = EffectsRecord.path(root, planned.name)
     if not path.exists():
+        if not any(effects_log(root, planned.name).files()):
+            # Laying out that was killed leaves arrays of another cut, maybe, and no record.
+            shutil.rmtree(StorePaths(root).effects(planned.name), ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         means = StorePaths(root).effects(planned.name).with_suffix(".means.safetensors")
         if spec.what == "erase":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PositiveInt
 
 Text = Annotated[str, BeforeValidator(str)]
 
@@ -35,8 +35,9 @@ class InterveneSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    name: str
-    """Name of the sweep; its effects are stored as effects/NAME.zarr."""
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    """Name of the sweep, of letters, digits, dots, dashes, underscores; its effects are stored as
+    effects/NAME.zarr."""
 
     what: Choice = "skip"
     """What is done to a part of each layer in turn: skip (or zero) it, put its mean or another
@@ -105,8 +106,9 @@ class InterveneSpec(BaseModel):
     patch_document: int | None = None
     """Document that patches are read from (default: the one of the same number)."""
 
-    schedule: Literal["auto", "resident", "sweep"] = "auto"
-    """Whether the layers stay in memory, or come one after the other."""
+    schedule: Literal["auto", "resident", "sweep", "staged"] = "auto"
+    """Whether the layers stay in memory (resident), or come one after the other (sweep), which one
+    device of any size can do; there is no staged one."""
 
     engine: Literal["ray", "process"] = "ray"
     """Where tasks run: on Ray's workers, or in this process."""

@@ -11,9 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from depthscope.storage.arrays import ArrayPlan
 from depthscope.storage.commits import Commit
-from depthscope.storage.effects import EffectsRecord, EffectsTask, effects_log, effects_plans
+from depthscope.storage.effects import (
+    EffectsRecord,
+    EffectsTask,
+    effects_log,
+    effects_plans,
+    shard_index,
+)
 from depthscope.storage.predicates import select_rows
 from depthscope.storage.token_table import TokenTable
 from numpy.typing import NDArray
@@ -80,7 +85,7 @@ def commit_effects(
     files = TaskFiles.create(root, task.index, attempt, equipment.clock)
     try:
         for name, plan in effects_plans(record).items():
-            files.write_shard(plan, _shard(record, task, plan), arrays[name])
+            files.write_shard(plan, shard_index(record, task, plan), arrays[name])
         shards = files.publish()
     except BaseException:
         files.abort()
@@ -97,10 +102,3 @@ def commit_effects(
         timings={"started": started, "finished": time.time()},
     )
     return (commit,) if effects_log(root, record.name).add(commit) else ()
-
-
-def _shard(record: EffectsRecord, task: EffectsTask, plan: ArrayPlan) -> tuple[int, ...]:
-    source = task.sources[0] // record.sources_per_task
-    places = {"document": task.rows[0] // record.documents_per_task}
-    places |= dict.fromkeys(("source", "block", "point", "layer"), source)
-    return tuple(places.get(axis, 0) for axis in plan.dimensions)

@@ -229,6 +229,14 @@ def effects_plans(record: EffectsRecord) -> dict[str, ArrayPlan]:
     return plans | {name: plan(name, axes) for name, axes in NOISE.items()}
 
 
+def shard_index(record: EffectsRecord, task: EffectsTask, plan: ArrayPlan) -> tuple[int, ...]:
+    """Which shard of an array a task writes."""
+    source = task.sources[0] // record.sources_per_task
+    places = {"document": task.rows[0] // record.documents_per_task}
+    places |= dict.fromkeys(("source", "block", "point", "layer"), source)
+    return tuple(places.get(axis, 0) for axis in plan.dimensions)
+
+
 def lay_out_effects(root: Path, record: EffectsRecord) -> None:
     """Create the group, its coordinates and its arrays; nothing happens where they exist.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .check_effects import EffectsStatus, effects_status
 from .commits import CommitLog
 from .run_record import RunRecord
 from .spans import covers
@@ -26,6 +27,8 @@ class Status:
         Share of all rows' points that is committed, 0 to 1; counts what has begun.
     problems
         One line each.
+    effects
+        How far every intervention sweep has come, by name; the state is that of the extraction.
     """
 
     state: str
@@ -36,15 +39,21 @@ class Status:
     tasks_begun: int
     share_committed: float
     problems: list[str] = field(default_factory=list)
+    effects: dict[str, EffectsStatus] = field(default_factory=dict)
 
     @property
     def sentence(self) -> str:
         """State and counts in one line."""
         begun = f", {self.tasks_begun} begun ({self.share_committed:.0%} of all points)"
+        open_effects = "".join(
+            f"; effects {name}: {one.tasks_committed} of {one.tasks_total} tasks committed"
+            for name, one in self.effects.items()
+            if one.tasks_committed < one.tasks_total
+        )
         return (
             f"{self.state}, {self.rows_committed} of {self.rows_total} rows, "
             f"{self.tasks_committed} of {self.tasks_total} tasks committed"
-            f"{begun if self.tasks_begun else ''}"
+            f"{begun if self.tasks_begun else ''}{open_effects}"
         )
 
 
@@ -84,4 +93,5 @@ def status(root: Path, *, running: bool = False) -> Status:
         tasks_committed=len(done),
         tasks_begun=len(spans) - len(done),
         share_committed=points / (record.rows * (layers + 1)),
+        effects=effects_status(root),
     )

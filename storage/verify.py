@@ -16,6 +16,7 @@ import numpy as np
 from .array_names import GROUPS, array_paths
 from .arrays import ArrayPlan
 from .check_commits import check_commits
+from .check_effects import check_effects
 from .check_tokens import check_tokens
 from .commits import CommitLog
 from .coverage import Coverage
@@ -55,6 +56,7 @@ def verify(
     record = RunRecord.load(root)
     problems = [*_check_plan(root, record), *check_tokens(root, record)]
     problems += check_commits(root, record, _coverage(root, record), on_progress)
+    problems += check_effects(root)
     if repair:
         _repair(root, problems)
     found = status(root)
