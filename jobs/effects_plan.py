@@ -35,7 +35,8 @@ class Budget:
     memory
         Bytes for weights, branches and what a call needs.
     weights
-        Bytes of the layers that are in memory at a time.
+        Bytes of the layers that are in memory at a time, and of the head: beside them where they
+        stay, in their place in a sweep.
     """
 
     memory: int
@@ -212,8 +213,8 @@ def _tasks(
         least = ceil((fixed + kept + one) / 1e6) / 1e3
         raise RequestError(
             f"--memory {budget.memory / 1e9:.3f} GB is too little: one layer's branches need "
-            f"{least:.3f} GB (weights {budget.weights / 1e9:.3f}); give that, or smaller "
-            "--batch-tokens"
+            f"{least:.3f} GB (weights and head {budget.weights / 1e9:.3f}); give that, or "
+            "smaller --batch-tokens"
         )
     sources = min(layers, int(room // (2 * cases * line)))
     if sources < layers:

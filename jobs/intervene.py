@@ -78,7 +78,7 @@ def intervene(
     folder = Path(str(run.model["folder"]))
     costs = _model_costs(run, folder, spec)
     schedule = _schedule(spec, costs)
-    budget = Budget(_memory(spec), _weights(costs, schedule))
+    budget = Budget(_memory(spec), _weights(costs, schedule, run))
     planned = plan_effects(root, spec, run, costs, budget)
     check_sources(root, spec, run)
     with driver_lock(root), stop_on_signals() as stop:
@@ -188,11 +188,13 @@ def _memory(spec: InterveneSpec) -> int:
     return int(SHARE * psutil.virtual_memory().available / (spec.workers or 1))
 
 
-def _weights(costs: ModelCosts, schedule: str) -> int:
+def _weights(costs: ModelCosts, schedule: str, run: RunRecord) -> int:
+    """Bytes of the layers in memory at a time, and of the head with what it compares."""
+    head = 4 * costs.vocabulary * costs.hidden + int(run.identity_fields["lens_memory"])
     if schedule == "resident":
-        return costs.body_bytes
+        return costs.body_bytes + head
     sizes = costs.layer_bytes
-    return max((a + b for a, b in pairwise(sizes)), default=sum(sizes))
+    return max(head, max((a + b for a, b in pairwise(sizes)), default=sum(sizes)))
 
 
 def _settled(root: Path, planned: EffectsRecord, spec: InterveneSpec) -> EffectsRecord:

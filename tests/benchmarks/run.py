@@ -39,6 +39,7 @@ BENCHMARKS = {
     "h": "sweeping",
     "i": "large_layers",
     "j": "predictions",
+    "k": "skips",
     "m": "maps",
     "n": "scans",
 }
