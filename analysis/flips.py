@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .frequencies import BUCKETS, TokenBuckets, token_buckets
 from .per_document import slice_rows
+from .row_classes import ANY
 from .rows import Piece, RowAxis
 from .store import Run
 from .summary import Measure, Settings, Summary
@@ -43,9 +44,6 @@ _NAMES = {
     "share_mean": "share",
     "candidate_share_mean": "candidate_share",
 }
-
-#: Every bucket, and all of them together.
-ANY = "any"
 
 
 def flips(run: Run, *, frequencies: Path | None = None, **settings: Any) -> xr.Dataset:
@@ -81,6 +79,7 @@ def flips(run: Run, *, frequencies: Path | None = None, **settings: Any) -> xr.D
         MEASURES,
         {**buckets.parameters(), "candidates": CANDIDATES},
         _NAMES,
+        {"layers": run.layers},
     )
     found = summary.saved(run, chosen)
     if found is not None:

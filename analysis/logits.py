@@ -25,27 +25,33 @@ class HeadLogits:
         """Number of tokens."""
         return len(_load(self.root).unembedding)
 
-    def logits(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    def logits(
+        self, rows: NDArray[np.float32], tokens: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
         """Logits of residual rows: soft_cap(scale · (unembedding · norm(h) + bias)).
 
         Parameters
         ----------
         rows
             (n, hidden) float32.
+        tokens
+            The tokens whose logits are wanted; None for all.
 
         Returns
         -------
-        (n, vocabulary) float32.
+        (n, tokens) float32.
         """
         head = _load(self.root)
         normed = normalise(rows, head) * np.float32(head.scale)
-        out = np.empty((len(rows), self.vocabulary), np.float32)
+        unembedding = head.unembedding if tokens is None else head.unembedding[tokens]
+        out = np.empty((len(rows), len(unembedding)), np.float32)
         step = max(1, BLOCK_BYTES // (4 * rows.shape[1]))
-        for first in range(0, self.vocabulary, step):
-            block = head.unembedding[first : first + step].astype(np.float32)
+        for first in range(0, len(unembedding), step):
+            block = unembedding[first : first + step].astype(np.float32)
             np.matmul(normed, block.T, out=out[:, first : first + step])
         if head.bias is not None:
-            out += head.bias.astype(np.float32) * np.float32(head.scale)
+            bias = head.bias if tokens is None else head.bias[tokens]
+            out += bias.astype(np.float32) * np.float32(head.scale)
         if head.soft_cap is not None:
             cap = np.float32(head.soft_cap)
             out = cap * np.tanh(out / cap)

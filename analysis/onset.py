@@ -20,12 +20,13 @@ import xarray as xr
 from depthscope.storage.errors import RequestError
 from numpy.typing import NDArray
 
+from .option_ranks import option_ranks
 from .per_document import slice_rows
-from .row_classes import By, RowClasses, row_classes
+from .row_classes import ANY, By, OptionClasses, RowClasses, row_classes
 from .rows import Piece, RowAxis
 from .store import Run
 from .summary import Measure, Settings, Summary
-from .target_ranks import Ranks, RankSource, TableRanks, Target, stored_ranks
+from .target_ranks import Ranks, RankSource, StoredRanks, TableRanks, Target, stored_ranks
 from .top_tokens import top_tokens
 
 #: Rank thresholds by default.
@@ -65,8 +66,9 @@ def onset(
         From ``open``; a selection by ``where`` is respected.
     by
         ``bucket``: how common the target is. ``pos``: part of speech of the word that begins with
-        the token that follows, from the documents' fields ``tokens``, ``upos`` and
-        ``space_after``. ``fact``: which of how many tokens of the answer follows.
+        the token that follows, from the documents' fields ``tokens`` and ``upos``. ``fact``: which
+        of how many tokens of the answer follows. ``options``: the rank among the options of a
+        multiple-choice question, one row a document (see ``option_ranks``).
     target
         ``final``: the token that the model puts first in the end, from stored residuals. ``next``:
         the token that follows in the text, from the worker's lens values where there are any.
@@ -75,14 +77,16 @@ def onset(
     frequencies
         A table of token counts, as in ``token_buckets``, for ``bucket``.
     answer
-        Field of the documents that holds the answer, for ``fact``; None for ``attribute``.
+        Field of the documents that holds the answer, for ``fact`` (None for ``attribute``), or the
+        right option, for ``options`` (None for ``answer`` or ``answerKey``).
     settings
         Fields of ``Settings``: resamples, seed, level, out, scheduler, workers, progress.
 
     Returns
     -------
     xarray.Dataset
-        Axes token_set, outcome (all, correct, incorrect), class, criterion (first, stays), rank:
+        Axes token_set, outcome (all, correct, incorrect), class (the last, any, is all of them),
+        criterion (first, stays), rank:
         depth_mean, low, high, count (rows that reach the rank), reached (their share of the
         class's rows), class_rows; rows (token_set).
 
@@ -93,31 +97,38 @@ def onset(
     """
     chosen = Settings(**settings)
     _check(target, ranks)
-    classes = row_classes(run, by, frequencies, answer)
-    stored = stored_ranks(run) if target == "next" else None
+    classes: RowClasses
+    ready: RankSource | None
+    if by == "options":
+        ready = option_ranks(run, target, answer)
+        classes = OptionClasses(ready.tokens, answer)
+    else:
+        classes = row_classes(run, by, frequencies, answer)
+        ready = stored_ranks(run) if target == "next" else None
     parameters = {
         **classes.parameters(),
         "by": by,
         "target": target,
         "ranks": sorted(set(ranks)),
-        "source": "activations" if stored is None else "statistics",
+        "source": "statistics" if isinstance(ready, StoredRanks) else "activations",
     }
     summary = Summary(
         "onset" if by == "bucket" else f"onset_{by}",
         {
             "outcome": np.array(OUTCOMES),
-            "class": np.array(classes.labels),
+            "class": np.array([*classes.labels, ANY]),
             "criterion": np.array(CRITERIA),
             "rank": np.array(parameters["ranks"], dtype=np.int64),
         },
         MEASURES,
         parameters,
         _NAMES,
+        {"layers": run.layers},
     )
     found = summary.saved(run, chosen)
     if found is not None:
         return found
-    with _source(run, target, stored, chosen) as source:
+    with _source(run, target, ready, chosen) as source:
         values = OnsetValues(source, classes, tuple(sorted(set(ranks))))
         return summary.result(run, values, chosen)
 
@@ -131,10 +142,10 @@ def _check(target: str, ranks: Sequence[int]) -> None:
 
 @contextmanager
 def _source(
-    run: Run, target: Target, stored: RankSource | None, settings: Settings
+    run: Run, target: Target, ready: RankSource | None, settings: Settings
 ) -> Iterator[RankSource]:
-    if stored is not None:
-        yield stored
+    if ready is not None:
+        yield ready
         return
     with top_tokens(run, settings) as table:
         yield TableRanks(table, run.stored("residual").axis, tuple(run.snapshots), target)
@@ -158,7 +169,7 @@ class OnsetValues:
     @property
     def shape(self) -> tuple[int, ...]:
         """(outcome, class, criterion, rank)."""
-        return len(OUTCOMES), len(self.classes.labels), len(CRITERIA), len(self.ranks)
+        return len(OUTCOMES), len(self.classes.labels) + 1, len(CRITERIA), len(self.ranks)
 
     @property
     def slice_rows(self) -> int:
@@ -172,9 +183,10 @@ class OnsetValues:
         known = np.isfinite(found.rank).all(axis=0)
         reached = np.where(known, np.isfinite(depths), np.nan)
         values = np.stack([depths, reached]).astype(np.float32)
-        chosen = _outcomes(found)[:, None] & (
-            self.classes.of(piece, found) == np.arange(len(self.classes.labels))[:, None]
-        )
+        classes = self.classes.of(piece, found)
+        inside = classes == np.arange(len(self.classes.labels) + 1)[:, None]
+        inside[-1] = classes >= 0
+        chosen = _outcomes(found)[:, None] & inside
         return np.where(chosen[None, :, :, None, None], values[:, None, None], np.float32(np.nan))
 
 

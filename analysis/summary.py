@@ -81,6 +81,8 @@ class Summary:
         What decides the numbers beside the bootstrap's settings.
     names
         Other names for variables of the result.
+    attributes
+        Further attributes of the result, which decide nothing.
     additive
         Whether a row's values depend on its own document alone, so that a saved result can grow.
     """
@@ -90,6 +92,7 @@ class Summary:
     measures: Mapping[str, Measure]
     parameters: Mapping[str, Any]
     names: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
     additive: bool = False
 
     def provenance(self, run: Run, settings: Settings) -> Provenance:
@@ -125,7 +128,8 @@ class Summary:
         with result_folder(result_place(run, self.name, settings.out)) as folder:
             self._reduce(run, values, folder, settings)
             dataset = self._summarise(folder, settings)
-            dataset = dataset.assign_attrs(self.provenance(run, settings).attributes())
+            made = {**self.attributes, **self.provenance(run, settings).attributes()}
+            dataset = dataset.assign_attrs(made)
             save_dataset(dataset, folder)
         return dataset
 

@@ -25,6 +25,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
+from .blas_threads import one_blas_thread
 from .client import TaskProgress, compute_on
 from .results import Provenance, result_folder, result_place, save_dataset
 from .store import Run
@@ -143,7 +144,9 @@ def _save(
 def _compute(numbers: Ints, *, work: TopTokenBlocks) -> Int32s:
     if not numbers.size:
         return np.empty((0, 0, 0), np.int32)
-    return work.block(int(numbers.flat[0]))
+    # Blocks run beside each other, so none of them needs threads of its own.
+    with one_blas_thread():
+        return work.block(int(numbers.flat[0]))
 
 
 def _is_saved(place: Path, provenance: Provenance) -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -21,16 +23,20 @@ VOCABULARY = 12
 
 
 def ordered_store(
-    root: Path, guesses: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int], **options: Any
+    root: Path,
+    guesses: Sequence[Sequence[Sequence[int]]],
+    lengths: Sequence[int],
+    vocabulary: int = VOCABULARY,
+    **options: Any,
 ) -> SmallStore:
     """``guesses[row][point]``: the tokens in the order of their logits; others follow by id."""
     rows, points = len(guesses), len(guesses[0])
-    h = np.empty((points, rows, VOCABULARY))
+    h = np.empty((points, rows, vocabulary))
     for row, of_points in enumerate(guesses):
         for point, first in enumerate(of_points):
-            order = [*first, *(token for token in range(VOCABULARY) if token not in first)]
-            h[point, row, order] = np.arange(VOCABULARY, 0, -1) / 4
-    made = store(root, h, lengths, vocabulary=VOCABULARY, **options)
+            order = [*first, *(token for token in range(vocabulary) if token not in first)]
+            h[point, row, order] = np.arange(vocabulary, 0, -1) / 4
+    made = store(root, h, lengths, vocabulary=vocabulary, **options)
     identity_head(made)
     return made
 
@@ -43,3 +49,12 @@ def identity_head(made: SmallStore) -> None:
         "unembedding.weight": np.eye(size, dtype=np.float32),
     }
     save_file(head, made.root / "head.safetensors")
+
+
+def set_columns(path: Path, columns: dict[str, pa.Array]) -> None:
+    """Replace or add columns of a Parquet file."""
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        at = table.schema.get_field_index(name)
+        table = table.append_column(name, values) if at < 0 else table.set_column(at, name, values)
+    pq.write_table(table, path)

@@ -96,7 +96,9 @@ def test_onset_by_hand(store: SmallStore, table: Path) -> None:
     # Rank 2: row 4 has token 2 second at point 1 and from there on; row 1 has 4 first at 1.
     middle = result.sel({"token_set": "all", "outcome": "all", "rank": 2, "class": "11-100"})
     np.testing.assert_allclose(middle.depth_mean, [(2 + 1) / 2, (2 + 1) / 2])
-    assert (every.reached.sel({"class": ["1-10", "11-100", "rest"]}) == 1).all()
+    assert (every.reached.sel({"class": ["1-10", "11-100", "rest", "any"]}) == 1).all()
+    together = every.sel({"class": "any"}).depth_mean
+    np.testing.assert_allclose(together, [(2 + 1 + 0 + 0 + 2 + 3 + 3) / 7, (2 + 3 + 2 + 0 + 8) / 7])
     assert np.isnan(every.depth_mean.sel({"class": "101-1000"})).all()
 
 
@@ -119,7 +121,7 @@ def test_the_token_that_follows(store: SmallStore, table: Path) -> None:
     np.testing.assert_allclose(common.depth_mean, [1, np.nan])
     np.testing.assert_allclose(common.reached, [1, 0])
     assert common.class_rows.values.tolist() == [1, 1]
-    assert int(every["class_rows"].sum("class")[0]) == 5
+    assert every["class_rows"].sel({"class": "any"}).values.tolist() == [5, 5]
     assert result.attrs["parameters"]["source"] == "activations"
 
 
@@ -132,14 +134,12 @@ def test_the_workers_ranks_need_no_residuals(tmp_path: Path) -> None:
     ranks[:, [2, 5]] = np.nan
     zarr.open_array(path)[...] = ranks
     result = onset(open_store(made.root), target="next", ranks=(1, 3))
-    every = result.sel(token_set="all", outcome="all").sum("class")
+    every = result.sel({"token_set": "all", "outcome": "all", "class": "any"})
     # Only rows 0 (at 2), 1 (at 0, lost again) and 4 (at 2) reach rank 1.
     assert every["count"].sel(rank=1).values.tolist() == [3, 2]
     # Rank 3: row 0 at 1, row 1 at 0 and again at 2, row 4 at 2.
     assert every["count"].sel(rank=3).values.tolist() == [3, 3]
-    depths = result.sel(token_set="all", outcome="all", criterion="stays", rank=3)
-    total = float((depths.depth_mean * depths["count"]).sum())
-    assert total == 1 + 2 + 2
+    assert float(every.depth_mean.sel(criterion="stays", rank=3)) == pytest.approx((1 + 2 + 2) / 3)
     assert result.attrs["parameters"]["source"] == "statistics"
     with pytest.raises(RequestError, match="last point, 2, is not stored"):
         onset(open_store(made.root))
@@ -284,3 +284,33 @@ def test_tables_of_every_kind(store: SmallStore, tmp_path: Path) -> None:
     ]
     np.testing.assert_array_equal(*found)
     np.testing.assert_allclose(found[0][0][0], [1 / 3, 2 / 3, 0, 0])
+
+
+def test_charts_say_what_they_show(store: SmallStore, table: Path) -> None:
+    run = open_store(store.root)
+    flipped = flips(run, frequencies=table, resamples=30)
+    chart = flipped.depthscope.charts()[0]
+    assert chart.name == "flips"
+    assert "5 content tokens of 2 documents" in chart.subtitle
+    assert "95% interval over documents" in chart.subtitle
+    rates, shares = chart.panels
+    assert [curve.label for curve in rates.curves] == [
+        "ranks 1-10", "ranks 11-100", "ranks 101-1000", "rarer", "all tokens",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(
+        rates.curves[-1].mean, flipped.rate.sel(token_set="content", bucket="any")
+    )
+    np.testing.assert_array_equal(
+        shares.curves[0].low, flipped.share_low.sel(token_set="content", bucket="1-10")
+    )
+    began = onset(run, ranks=(1, 2), frequencies=table, resamples=30)
+    chart = began.depthscope.charts()[0]
+    assert (chart.name, len(chart.panels)) == ("onset", 2)
+    panel = chart.panels[0]
+    assert panel.title == "The likeliest token (5 rows)"
+    assert panel.y_label == "Mean depth (point)"
+    assert panel.x_ticks == ("1-10", "rest", "any")
+    at = began.sel({"token_set": "content", "outcome": "all", "rank": 1, "criterion": "stays"})
+    for name, values in (("depth_mean", panel.curves[1].mean), ("low", panel.curves[1].low)):
+        np.testing.assert_array_equal(values, at[name].sel({"class": ["1-10", "rest", "any"]}))
+    assert began.depthscope.plot().axes
