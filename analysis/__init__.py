@@ -26,7 +26,8 @@ from .results import open_result
 from .store import Run, open
 from .token_effect_charts import erasure_findings, gradient_findings
 from .token_effects import erasure, gradients
-from .use_findings import flip_findings, onset_findings
+from .tuned_lens import LensSettings, tuned_lens
+from .use_findings import flip_findings, onset_findings, tuned_lens_findings
 
 if TYPE_CHECKING:
     from .report import ReportPaths, write_report
@@ -35,6 +36,7 @@ del _accessor
 
 __all__ = [
     "ANALYSES",
+    "LensSettings",
     "ReportPaths",
     "Run",
     "analyze",
@@ -69,6 +71,8 @@ __all__ = [
     "run_query",
     "to_pandas",
     "to_torch",
+    "tuned_lens",
+    "tuned_lens_findings",
     "write_report",
 ]
 

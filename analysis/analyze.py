@@ -31,7 +31,8 @@ from .store import Run, StorePath, open
 from .target_ranks import Target
 from .token_effect_charts import erasure_findings, gradient_findings
 from .token_effects import erasure, gradients
-from .use_findings import flip_findings, onset_findings
+from .tuned_lens import LensSettings, tuned_lens
+from .use_findings import flip_findings, onset_findings, tuned_lens_findings
 
 #: Every analysis by name, in the order in which ``analyze`` runs them.
 ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
@@ -46,6 +47,7 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "probes": probes,
     "onset": onset,
     "flips": flips,
+    "tuned_lens": tuned_lens,
 }
 
 #: The arguments of ``analyze`` that each analysis takes, beside its settings.
@@ -61,10 +63,11 @@ _ARGUMENTS = {
     "probes": ("label", "labels", "pool", "folds", "memory"),
     "onset": ("by", "target", "ranks", "frequencies", "answer"),
     "flips": ("frequencies",),
+    "tuned_lens": ("training", "device", "memory"),
 }
 
 #: Analyses that pass over all stored activations and are only run by name.
-_BY_NAME = ("onset", "flips")
+_BY_NAME = ("onset", "flips", "tuned_lens")
 
 #: The arrays without which an analysis cannot be computed, by source and name.
 _NEEDED = {
@@ -85,6 +88,7 @@ _SENTENCES: dict[str, Callable[[xr.Dataset], list[str]]] = {
     "probes": probe_findings,
     "onset": onset_findings,
     "flips": flip_findings,
+    "tuned_lens": tuned_lens_findings,
 }
 
 
@@ -107,6 +111,8 @@ def analyze(
     ranks: Sequence[int] = RANKS,
     frequencies: Path | None = None,
     answer: str | None = None,
+    training: LensSettings | None = None,
+    device: str | None = None,
     label: str | None = None,
     labels: Sequence[str] | None = None,
     pool: Pool | None = None,
@@ -134,12 +140,14 @@ def analyze(
         Token set and parameters of the rules, for depth.
     memory
         Bytes that a process may hold, for geometry, which is only run by name or where the source
-        is ``activations``, since it reads all of them, and for probes.
+        is ``activations``, since it reads all of them, for probes and for tuned_lens.
     label, labels, pool, folds
         Column to predict, its values to use, what is classified, and the parts of the documents;
         for probes, which are only run where a label is given.
     by, target, ranks, frequencies, answer
         Of ``onset``, and frequencies of ``flips``; both are only run by name.
+    training, device
+        How and where ``tuned_lens`` is trained, which is only run by name.
     report
         Called with a line of text before and after each analysis.
     settings
@@ -172,6 +180,8 @@ def analyze(
         "ranks": ranks,
         "frequencies": frequencies,
         "answer": answer,
+        "training": training,
+        "device": device,
         "label": label,
         "labels": labels,
         "pool": pool,

@@ -1,4 +1,4 @@
-"""Sentences about how a model uses its depth: flips of early guesses and onsets of tokens."""
+"""Sentences about how a model uses its depth: flips, onsets, and what a tuned lens finds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 
 from .charts import Floats
-from .flips import ANY
 from .frequencies import BUCKETS
+from .row_classes import ANY
 
 
 def flip_findings(result: xr.Dataset) -> list[str]:
@@ -34,6 +34,7 @@ def onset_findings(result: xr.Dataset) -> list[str]:
     """Which class reaches the smallest rank first and last, for good."""
     chosen, name = _chosen(result, "rows")
     chosen = chosen.sel(outcome="all", criterion="stays").isel(rank=0)
+    chosen = chosen.isel({"class": slice(-1)})  # the last is all classes together
     depths = np.asarray(chosen["depth_mean"].values, dtype=np.float64)
     rank = int(chosen["rank"])
     if not np.isfinite(depths).any():
@@ -47,6 +48,26 @@ def onset_findings(result: xr.Dataset) -> list[str]:
     if early != late:
         sentence += f", {labels[late]} at point {_depth(chosen, depths, late)}"
     return [f"{sentence}; interval of the mean in brackets."]
+
+
+def tuned_lens_findings(result: xr.Dataset) -> list[str]:
+    """How much of the logit lens's distance to the final prediction is only its wording."""
+    chosen, name = _chosen(result, "count")
+    rows, points = int(chosen["count"]), chosen["point"].values
+    if not rows or len(points) < 2:
+        return ["No held-out row has lens values at two points."]
+    at = chosen.isel(point=(len(points) - 1) // 2)
+    said = [
+        f"{float(at[f'{prefix}kl_mean']):.2f} [{float(at[f'{prefix}kl_low']):.2f}, "
+        f"{float(at[f'{prefix}kl_high']):.2f}]"
+        for prefix in ("logit_", "")
+    ]
+    documents = result.attrs["documents"][name]
+    return [
+        f"Over {rows:,} {name} tokens of {documents:,} held-out documents, the KL divergence to "
+        f"the final prediction at point {int(at['point'])} of {points[-1]} is {said[0]} nats for "
+        f"the logit lens and {said[1]} for the tuned lens."
+    ]
 
 
 def _chosen(result: xr.Dataset, rows: str) -> tuple[xr.Dataset, str]:

@@ -36,9 +36,9 @@ def analyze(
 ) -> int:
     """Reduce a store to results; more stores may follow, which are reduced alike.
 
-    NAMES are contributions, lens, depth, interactions, depth_score, geometry, probes, onset, flips.
-    Without NAMES, all for which the store has what they need; geometry, onset and flips, which read
-    every stored activation, are only run by name.
+    NAMES are contributions, lens, depth, interactions, depth_score, geometry, probes, onset, flips,
+    tuned_lens. Without NAMES, all for which the store has what they need; those that read every
+    stored activation (geometry, onset, flips, tuned_lens) are only run by name.
     """
     spec = AnalyzeSpec(**resolve(AnalyzeSpec, config, given))
     stores, chosen = _stores(store, names)
@@ -87,6 +87,8 @@ def _reduced(store: Path, names: tuple[str, ...], spec: AnalyzeSpec, quiet: bool
         ranks=_numbers(spec.ranks),
         frequencies=spec.frequencies,
         answer=spec.answer,
+        training=_training(spec),
+        device=spec.device,
         resamples=spec.resamples,
         seed=spec.seed,
         level=spec.confidence,
@@ -143,6 +145,18 @@ def _shared_client(spec: AnalyzeSpec) -> Iterator[None]:
 
 def _labels(text: str | None) -> list[str] | None:
     return None if text is None else [label.strip() for label in text.split(",")]
+
+
+def _training(spec: AnalyzeSpec) -> Any:
+    """How to train a tuned lens."""
+    from depthscope.analysis import LensSettings
+
+    return LensSettings(
+        steps=spec.steps,
+        batch_rows=spec.batch_rows,
+        optimizer=spec.optimizer,
+        learning_rate=spec.learning_rate,
+    )
 
 
 def _numbers(text: str) -> list[int]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 Text = Annotated[str, BeforeValidator(str)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -44,8 +52,8 @@ class AnalyzeSpec(BaseModel):
     """depth: the lens's best five guesses count as settled above this overlap."""
 
     memory: ByteSize | None = None
-    """geometry, probes: memory that a process may hold, such as 4GB; with less, rows are read more
-    often (default: half of what is free)."""
+    """geometry, probes, tuned_lens: memory that a process may hold, such as 4GB; with less, rows
+    are read more often (default: half of what is free)."""
 
     label: Text | None = None
     """probes: the column of the documents, or of the tokens, that is predicted."""
@@ -60,8 +68,10 @@ class AnalyzeSpec(BaseModel):
     folds: Annotated[int, Field(ge=2)] = 5
     """probes: parts of the documents that are predicted in turn."""
 
-    by: Literal["bucket"] = "bucket"
-    """onset: classes of tokens: bucket (how common the target is)."""
+    by: Literal["bucket", "pos", "fact", "options"] = "bucket"
+    """onset: classes of tokens: bucket (how common the target is), pos (part of speech of the next
+    word, from the fields tokens and upos), fact (token of the answer), options (the rank among the
+    options of a multiple-choice question)."""
 
     target: Literal["final", "next"] = "final"
     """onset: the token whose rank is followed: the model's own final one, or the text's next."""
@@ -74,7 +84,23 @@ class AnalyzeSpec(BaseModel):
     (default: counted in the store's own corpus)."""
 
     answer: str | None = None
-    """onset: field of the documents that holds the answer, for --by fact (default: attribute)."""
+    """onset: field of the documents that holds the answer, for --by fact (default: attribute), or
+    the right option, for --by options (default: answer or answerKey)."""
+
+    steps: NonNegativeInt = 100
+    """tuned_lens: steps of the training; 0 leaves the closed form it begins with."""
+
+    batch_rows: PositiveInt = 1024
+    """tuned_lens: rows of a step."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """tuned_lens: adamw, or sgd as published."""
+
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """tuned_lens: learning rate, which falls to zero (default: 0.001 for adamw, 0.1 for sgd)."""
+
+    device: str | None = None
+    """tuned_lens: torch device to train on, such as cuda (default: the processor)."""
 
     resamples: PositiveInt = 1000
     """Resamples of the bootstrap over documents."""
