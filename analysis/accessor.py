@@ -18,6 +18,7 @@ from .map_charts import map_charts
 from .probe_charts import probe_chart
 from .result_charts import contribution_charts, lens_chart
 from .token_effect_charts import erasure_charts, gradient_charts
+from .use_charts import flip_chart, onset_chart, tuned_lens_chart
 
 
 @xr.register_dataset_accessor("depthscope")  # type: ignore[no-untyped-call]
@@ -50,6 +51,12 @@ class ResultAccessor:
             return erasure_charts(self._result, label or "model")
         if name == "gradients":
             return gradient_charts(self._result, label or "model")
+        if name == "tuned_lens":
+            return (tuned_lens_chart(self._result, label or "model"),)
+        if name == "flips":
+            return (flip_chart(self._result, label or "model"),)
+        if name.startswith("onset"):
+            return (onset_chart(self._result, label or "model"),)
         if name == "depth_score":
             return (depth_score_chart(self._result, label or "model"),)
         if name == "depth" and (chart := depth_chart({label or "model": self._result})):
@@ -62,8 +69,8 @@ class ResultAccessor:
             return (probe_chart(self._result, label or "model"),)
         raise RequestError(
             f"there is no figure for {name or 'a dataset without the attribute analysis'}; "
-            "contributions, lens, interactions, depth_score, maps, probes, and depth where a curve "
-            "crosses have one"
+            "contributions, lens, tuned_lens, interactions, depth_score, geometry, maps, probes, "
+            "onset, flips, and depth where a curve crosses have one"
         )
 
     def plot(self, which: str | int = 0, engine: str = "matplotlib") -> Any:

@@ -1,0 +1,183 @@
+"""Charts of how a model uses its depth: flips of guesses, onsets of tokens, the tuned lens."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from .charts import STORE_STYLES, TOKEN_SET_STYLES, Chart, Curve, Floats, Panel, Style
+from .result_charts import LENS_PANELS, interval_name, sample_size
+from .row_classes import ANY
+
+POINT = "Point of the residual stream"
+
+_FLIPS = (
+    "At every point the final norm and unembedding give a best guess of the next token; the tokens "
+    "are put into buckets by how common they are. Left: how often the best guess of a bucket is "
+    "not the final one. Right: how many of the best guesses come from each bucket. Where nearly "
+    "all early guesses are common words and nearly all of them are overturned, the early layers "
+    "guess by frequency and the later ones by context."
+)
+_ONSET = (
+    "From which point on a token is among the k likeliest. The first crossing is the first point "
+    "at which it is; the lasting one is the first from which on it always is, so it is never "
+    "earlier, and the distance of both says how often a guess is lost again. Means are over the "
+    "rows that reach the rank at all."
+)
+_TUNED = (
+    "The tuned lens translates the stream at every point into the terms of the last one, by an "
+    "affine map that was trained on other documents, before the final norm and unembedding read "
+    "it; the logit lens reads it as it is. Where the two part, the prediction is there, but "
+    "written differently; where both are far from the final prediction, it is not there yet."
+)
+_BY = {
+    "bucket": ("token frequency", "Frequency rank of the target"),
+    "pos": ("part of speech", "Part of speech of the word that follows"),
+    "fact": ("place in an answer", "Token of the answer"),
+    "options": ("option", "Option, ranked among the options"),
+}
+_TARGETS = {
+    "final": "Target: the model's own final token.",
+    "next": "Target: the token that follows in the text.",
+}
+_CRITERIA = (("first", "First crossing"), ("stays", "Lasting crossing"))
+_ANY_STYLE = Style("#5a6675", "triangle", "solid")
+#: From so many classes on the panels stand below each other.
+_MANY = 7
+
+
+def flip_chart(result: xr.Dataset, model: str) -> Chart:
+    """Flip rates and shares by bucket, over points."""
+    name = _token_set(result, result["rows"])
+    chosen = result.sel(token_set=name)
+    styles = dict(zip(chosen["bucket"].values.tolist(), STORE_STYLES, strict=False))
+    styles[ANY] = _ANY_STYLE
+    rates = tuple(
+        _curve(chosen.sel(bucket=label), "rate", "", _bucket(label), style)
+        for label, style in styles.items()
+    )
+    shares = tuple(
+        _curve(chosen.sel(bucket=label), "share", "share_", _bucket(label), style)
+        for label, style in styles.items()
+        if label != ANY
+    )
+    panels = (
+        Panel("Overturned guesses", POINT, "Share of the bucket's best guesses", rates, (0, 1.03)),
+        Panel("Origin of the guesses", POINT, "Share of all best guesses", shares, (0, 1.03)),
+    )
+    return Chart(
+        "flips",
+        "Flips of early guesses",
+        "How often an early best guess is overturned, by how common it is",
+        f"{model}, {result.attrs['layers']} layers. {_rows(result, name)}. Buckets: rank by "
+        f"frequency ({result.attrs['parameters']['frequencies']}). Bands: {_interval(result)}.",
+        _FLIPS,
+        panels,
+    )
+
+
+def onset_chart(result: xr.Dataset, model: str) -> Chart:
+    """Mean onset depth by class, a panel for each rank."""
+    name = _token_set(result, result["rows"])
+    chosen = result.sel(token_set=name, outcome="all")
+    by, target = (result.attrs["parameters"][key] for key in ("by", "target"))
+    used = chosen["class_rows"].isel(criterion=0, rank=0).values > 0
+    chosen = chosen.isel({"class": np.flatnonzero(used)})
+    labels = tuple(str(label) for label in chosen["class"].values)
+    panels = tuple(_onset_panel(chosen.sel(rank=rank), labels, by) for rank in chosen["rank"])
+    heading, _ = _BY[by]
+    return Chart(
+        str(result.attrs["analysis"]),
+        f"Onset by {heading}",
+        f"At which depth a token becomes a candidate, by {heading}",
+        f"{model}, {result.attrs['layers']} layers. {_rows(result, name)}. {_TARGETS[target]} "
+        f"Whiskers: {_interval(result)} of the mean.",
+        _ONSET,
+        panels,
+        same_y=True,
+        across=1 if len(labels) >= _MANY else None,
+    )
+
+
+def tuned_lens_chart(result: xr.Dataset, model: str) -> Chart:
+    """The tuned lens beside the logit lens on the same held-out rows, a panel per measure."""
+    name = _token_set(result, result["count"])
+    chosen = result.sel(token_set=name)
+    styles = tuple(TOKEN_SET_STYLES.values())
+    panels = []
+    for measure, (title, label, limits) in LENS_PANELS.items():
+        curves = tuple(
+            _curve(chosen, f"{prefix}{measure}_mean", f"{prefix}{measure}_", words, style)
+            for prefix, words, style in (
+                ("", "Tuned lens", styles[0]),
+                ("logit_", "Logit lens", styles[1]),
+            )
+        )
+        panels.append(Panel(title, POINT, label, curves, limits))
+    return Chart(
+        "tuned_lens",
+        "The tuned lens",
+        "What is predicted at every point, translated and as it stands",
+        f"{model}, {result.attrs['layers']} layers. {sample_size(result, name)} that were held "
+        f"out ({name} tokens); trained on {result.attrs['training_documents']:,} documents. "
+        f"Bands: {_interval(result)}.",
+        _TUNED,
+        tuple(panels),
+    )
+
+
+def _onset_panel(at: xr.Dataset, labels: tuple[str, ...], by: str) -> Panel:
+    rank = int(at["rank"])
+    places = np.arange(len(labels), dtype=np.float64)
+    curves = tuple(
+        Curve(
+            words,
+            places,
+            _floats(one["depth_mean"]),
+            style,
+            _floats(one["low"]),
+            _floats(one["high"]),
+        )
+        for (criterion, words), style in zip(_CRITERIA, STORE_STYLES, strict=False)
+        for one in (at.sel(criterion=criterion),)
+    )
+    rows = int(at["count"].sel({"class": ANY, "criterion": "stays"}))
+    title = "The likeliest token" if rank == 1 else f"Among the {rank} likeliest"
+    return Panel(
+        f"{title} ({rows:,} rows)",
+        _BY[by][1],
+        "Mean depth (point)",
+        curves,
+        form="points",
+        x_ticks=labels,
+    )
+
+
+def _bucket(label: str) -> str:
+    if label == ANY:
+        return "all tokens"
+    return "rarer" if label == "rest" else f"ranks {label}"
+
+
+def _token_set(result: xr.Dataset, rows: xr.DataArray) -> str:
+    """Content tokens, or all where there are none."""
+    return "content" if int(rows.sel(token_set="content")) else "all"
+
+
+def _rows(result: xr.Dataset, name: str) -> str:
+    documents = result.attrs["documents"][name]
+    return f"{int(result['rows'].sel(token_set=name)):,} {name} tokens of {documents:,} documents"
+
+
+def _interval(result: xr.Dataset) -> str:
+    return f"{interval_name(result)} over documents"
+
+
+def _curve(at: xr.Dataset, name: str, ends: str, label: str, style: Style) -> Curve:
+    low, high = (_floats(at[f"{ends}{end}"]) if f"{ends}{end}" in at else None
+                 for end in ("low", "high"))  # fmt: skip
+    return Curve(label, _floats(at["point"]), _floats(at[name]), style, low, high)
+
+
+def _floats(values: xr.DataArray) -> Floats:
+    return np.asarray(values.values, dtype=np.float64)
