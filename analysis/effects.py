@@ -187,7 +187,7 @@ def open_effects(
             f"depthscope intervene --what {_MADE_BY[kind]}"
         )
     identity = record.identity_fields.get("store_identity")
-    if identity != run.snapshots[0].record.identity:
+    if identity not in run.snapshots[0].record.identities:
         raise RequestError(
             f"{root}: effects {name} were measured for another run of this store; run depthscope "
             f"intervene {root} again under another --name"

@@ -92,7 +92,8 @@ def depth_score_of(run: Run) -> xr.Dataset | None:
     """The depth score as it was last analysed, since only the user knows the level's field."""
     place = StorePaths(run.snapshots[0].root).analysis("depth_score")
     saved = _saved(place)
-    if saved is None or saved.attrs["inputs"][0]["identity"] != run.snapshots[0].record.identity:
+    made_of = run.snapshots[0].record.identities
+    if saved is None or saved.attrs["inputs"][0]["identity"] not in made_of:
         return None
     return saved
 

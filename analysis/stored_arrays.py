@@ -19,6 +19,7 @@ from uuid import uuid4
 import dask.array as da
 import numpy as np
 from depthscope.storage.arrays import ArrayPlan
+from depthscope.storage.errors import RequestError
 from depthscope.storage.shard_reader import ArrayReader, widen
 from depthscope.storage.spans import Spans, covers
 from numpy.typing import NDArray
@@ -165,6 +166,8 @@ class StoredArray:
             chosen[0] = int(wanted) if wanted.ndim == 0 else wanted
         chosen[self.row_axis] = _as_key(piece.positions)
         reader = _open_reader(part.root, part.plan.path, _stamp(part))
+        if reader.plan != part.plan:
+            raise RequestError(f"{part.root} was trimmed since it was opened: open it again")
         if piece.committed is None:
             return np.asarray(reader.read(*chosen, as_float32=as_float32))
         places = np.asarray(np.arange(part.plan.shape[0])[chosen[0]])

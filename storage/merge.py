@@ -33,6 +33,7 @@ from .merge_frame import copy_file, copy_frame
 from .merge_plan import Member, MergePlan
 from .merge_shards import ShardMaker
 from .merge_tables import join_tables
+from .placing import placed
 from .run_record import RunRecord, differences
 from .status import Status, status, task_rows
 from .tables import mark_invalid
@@ -56,19 +57,8 @@ def lay_out_merge(out: Path, plan: MergePlan) -> RunRecord:
     """
     if StorePaths(out).run.exists():
         return _existing(out, plan)
-    out = Path(os.path.abspath(out))
-    place = out.parent / f".{out.name}.merging-{secrets.token_hex(4)}"
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise RequestError(f"{out} exists and is no store: choose another, or empty it")
-        place.mkdir(parents=True)
-        record = _fill(place, plan)
-        os.rename(place, out)
-    except OSError as error:
-        raise RequestError(f"{out} cannot be written: {error}: choose another") from error
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-    return record
+    with placed(out) as place:
+        return _fill(place, plan)
 
 
 def merge(

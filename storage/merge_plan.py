@@ -15,15 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
-from .array_names import array_paths, group_of
+from .array_names import array_paths
 from .arrays import ArrayPlan
 from .commits import Commit, CommitLog
 from .errors import RequestError
-from .layout import ACTIVATIONS
-from .run_record import GroupLayout, RunRecord, differences
-from .tasks import Selections, selection_layout
+from .merge_record import joined_record, resized
+from .run_record import RunRecord, differences
+from .tasks import Selections
 
 #: Identity fields in which stores that are joined may differ: the corpus, and how it was cut.
 OWN_FIELDS = frozenset({"tokens", "task_rows", "merged"})
@@ -154,8 +152,8 @@ def plan_merge(stores: Sequence[Path], *, allow_mixed_hardware: bool = False) ->
                 f"{names}: {member.missing} of {member.record.tasks} tasks are not committed: "
                 "finish the extraction, then merge"
             )
-    record = _joined_record(members, plans)
-    return MergePlan(members, record, tuple(_resized(plan, record) for plan in plans))
+    record = joined_record([member.record for member in members], plans)
+    return MergePlan(members, record, tuple(resized(plan, record) for plan in plans))
 
 
 def _require_alike(sources: Sequence[Source]) -> None:
@@ -214,79 +212,4 @@ def _members(sources: Sequence[Source]) -> tuple[Member, ...]:
     return tuple(
         replace(m, first_stored={name: m.first_stored.get(name, 0) for name in m.record.groups})
         for m in members
-    )
-
-
-def _joined_record(members: Sequence[Member], plans: Sequence[ArrayPlan]) -> RunRecord:
-    """The record of several corpora, cut into tasks of the longest that any of them has."""
-    records = [member.record for member in members]
-    first, rows = records[0], sum(record.rows for record in records)
-    task_rows = max(record.task_rows for record in records)
-    identities = [record.identity for record in records]
-    fields = {**first.identity_fields, "task_rows": task_rows, "merged": ",".join(identities)}
-    data = [name for record in records for name in record.specification.get("data", ())]
-    text = all(record.specification.get("text", True) for record in records)
-    return replace(
-        first,
-        identity_fields=fields,
-        specification={**first.specification, "data": data, "text": text, "merged": identities},
-        corpus=_joined_corpus(records),
-        rows=rows,
-        documents=sum(record.documents for record in records),
-        task_rows=task_rows,
-        tasks=-(-rows // task_rows),
-        rows_run_twice=sum(record.rows_run_twice for record in records),
-        groups={
-            name: _joined_group(name, records, rows, task_rows, plans) for name in first.groups
-        },
-    )
-
-
-def _joined_corpus(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Counts are added; what only the single corpora know is taken from the first."""
-    corpora = [dict(record.corpus) for record in records]
-    joined: dict[str, Any] = dict(corpora[0])
-    for name in ("texts", "rows", "documents", "duplicates", "truncated", "windowed", "skipped"):
-        joined[name] = sum(int(corpus.get(name, 0)) for corpus in corpora)
-    joined["longest"] = max(int(corpus.get("longest", 0)) for corpus in corpora)
-    joined["sources"] = [source for corpus in corpora for source in corpus.get("sources", ())]
-    limits = {corpus.get("token_limit") for corpus in corpora}
-    joined["token_limit"] = limits.pop() if len(limits) == 1 else None
-    keys = [str(corpus.get("key", "")) for corpus in corpora]
-    joined["key"] = blake3(",".join(keys).encode()).hexdigest()
-    return joined
-
-
-def _joined_group(
-    name: str,
-    records: Sequence[RunRecord],
-    rows: int,
-    task_rows: int,
-    plans: Sequence[ArrayPlan],
-) -> GroupLayout:
-    """Cut as an extraction would cut so many rows."""
-    stored = sum(record.groups[name].rows for record in records)
-    return selection_layout(stored, rows, task_rows, _row_bytes(name, plans))
-
-
-def _row_bytes(name: str, plans: Sequence[ArrayPlan]) -> int:
-    """Bytes that decide a group's chunks: of a vector, or of a row over all layers or points."""
-    plan = next(plan for plan in plans if group_of(plan.path) == name)
-    if plan.path.startswith(ACTIVATIONS):
-        return plan.shape[-1] * plan.numpy_dtype.itemsize
-    return plan.chunk[-2] * plan.numpy_dtype.itemsize
-
-
-def _resized(plan: ArrayPlan, record: RunRecord) -> ArrayPlan:
-    """The same array over the rows of another record."""
-    layout, axis = record.groups[group_of(plan.path)], plan.row_axis
-
-    def put(lengths: Sequence[int], value: int) -> tuple[int, ...]:
-        return tuple(value if i == axis else length for i, length in enumerate(lengths))
-
-    return replace(
-        plan,
-        shape=put(plan.shape, layout.rows),
-        chunk=put(plan.chunk, layout.rows_per_chunk),
-        shard=put(plan.shard, layout.rows_per_shard),
     )

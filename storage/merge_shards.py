@@ -114,14 +114,7 @@ class ShardMaker:
     ) -> WrittenShard:
         root, path = stretch.source.root, plan.shard_file(own)
         try:
-            file = DigestedFile(temporary)
-            try:
-                with (root / path).open("rb") as content:
-                    while piece := content.read(_BLOCK):
-                        file.write([memoryview(piece)], file.end)
-                size, digest = file.end, file.finish()
-            finally:
-                file.remove()
+            digest, size = copy_digested(root / path, temporary)
         except FileNotFoundError:
             raise _differs(root, path, "is missing") from None
         except OSError as error:
@@ -183,6 +176,18 @@ class ShardMaker:
             except BaseException as error:
                 future.set_exception(error)
         future.result()
+
+
+def copy_digested(source: Path, target: Path) -> tuple[str, int]:
+    """Copy a file into a new one and flush it; its blake3 and its length."""
+    file = DigestedFile(target)
+    try:
+        with source.open("rb") as content:
+            while piece := content.read(_BLOCK):
+                file.write([memoryview(piece)], file.end)
+        return file.finish(), file.end
+    finally:
+        file.remove()
 
 
 def _stated(stretch: Stretch, path: str) -> str:

@@ -80,6 +80,11 @@ class RunRecord:
         """Digest of the identity fields."""
         return blake3(encode_json(dict(self.identity_fields))).hexdigest()
 
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """Its identity, and those of the larger stores that it was trimmed from."""
+        return (self.identity, *self.specification.get("trimmed_from", ()))
+
     def save(self, root: Path) -> bool:
         """Create run.json; False when another driver has created it meanwhile."""
         return create_json(StorePaths(root).run, {**asdict(self), "identity": self.identity})
