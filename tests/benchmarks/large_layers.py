@@ -16,8 +16,8 @@ METHOD = (
     " --memory {bound:g} GB`, {threads} threads. Peak: RssAnon + RssShmem of the process less that"
     " of the same command over a model of a few kilobytes. The machine's own limit is its rate of"
     " products of the MLP's matrix with {batch} rows in bfloat16, weights in memory already."
-    " Tokens/s count from the first micro-batch to the last commit, reading all weights from a disk that"
-    " the page cache cannot hold beside the layers."
+    " Tokens/s count from the first micro-batch to the last commit, reading all weights from a disk"
+    " that the page cache cannot hold beside the layers."
 )
 
 SHAPE = {
