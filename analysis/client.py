@@ -75,7 +75,7 @@ def _there_already(address: str | None) -> bool:
     around = _around.get()
     if around is not None:
         return address in (None, around)
-    return address is None and dask.config.get("scheduler", None) == "dask.distributed"
+    return address is None and _client() is not None
 
 
 @contextmanager
@@ -198,14 +198,20 @@ def _certificates() -> Any:
 
 def workers_now() -> int:
     """Workers that the surrounding block computes on; 1 for the threads of this process."""
+    client = _client()
+    return 1 if client is None else max(1, len(client.scheduler_info()["workers"]))
+
+
+def _client() -> Any:
+    """The client that is connected, by a block of ours or by a notebook; None without one."""
     if "distributed" not in sys.modules:
-        return 1
+        return None
     from distributed import get_client
 
     try:
-        return max(1, len(get_client().scheduler_info()["workers"]))
+        return get_client()
     except ValueError:
-        return 1
+        return None
 
 
 class TaskProgress(Callback):  # type: ignore[misc]

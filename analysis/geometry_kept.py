@@ -66,8 +66,8 @@ class KeptState:
             return Run((replace(snapshot, tasks=added, complete=added),))
         # A shard of a selection may hold rows of the task after its own.
         before = Run((replace(snapshot, tasks=self.tasks, complete=self.tasks),))
-        rows = (one.axis("activations").index.to_numpy() for one in (run, before))
-        return run.at(np.setdiff1d(*rows, assume_unique=True))
+        shown, covered = (one.axis("activations").index.to_numpy() for one in (run, before))
+        return run.at(np.setdiff1d(shown, covered, assume_unique=True))
 
     def add_to(self, moments: Moments, overview: Overview | None) -> None:
         """Add the kept sums to those of the other rows, one array at a time."""

@@ -65,14 +65,17 @@ def test_a_client_of_the_notebook_is_used() -> None:
     from distributed import Client, LocalCluster, get_client
 
     with (
+        dask.config.set(scheduler=None),
         LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
         Client(cluster) as client,
         compute_on(),
     ):
         assert get_client() is client
-        assert dask.config.get("scheduler") == "dask.distributed"
+        assert dask.base.get_scheduler() == client.get
+    # It leaves itself in Dask's configuration, which is not taken for a client.
     with compute_on():
         assert dask.config.get("scheduler") == "threads"
+        assert where() == os.getpid()
 
 
 def test_nobody_answers() -> None:
