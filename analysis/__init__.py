@@ -10,6 +10,7 @@ from .depth import depth
 from .depth_score import depth_score
 from .depth_table import depth_table, ratio_table
 from .effect_findings import depth_findings, depth_score_findings, interaction_findings
+from .export import export
 from .findings import findings
 from .flips import flips
 from .geometry import geometry
@@ -48,6 +49,7 @@ __all__ = [
     "depth_table",
     "erasure",
     "erasure_findings",
+    "export",
     "findings",
     "flip_findings",
     "flips",
