@@ -53,7 +53,7 @@ class ResultAccessor:
             return gradient_charts(self._result, label or "model")
         if name == "tuned_lens":
             return (tuned_lens_chart(self._result, label or "model"),)
-        if name == "flips":
+        if name.startswith("flips"):
             return (flip_chart(self._result, label or "model"),)
         if name.startswith("onset"):
             return (onset_chart(self._result, label or "model"),)

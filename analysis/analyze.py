@@ -31,6 +31,7 @@ from .store import Run, StorePath, open
 from .target_ranks import Target
 from .token_effect_charts import erasure_findings, gradient_findings
 from .token_effects import erasure, gradients
+from .translators import Lens
 from .tuned_lens import LensSettings, tuned_lens
 from .use_findings import flip_findings, onset_findings, tuned_lens_findings
 
@@ -61,8 +62,8 @@ _ARGUMENTS = {
     "gradients": ("effects", "partial"),
     "geometry": ("memory",),
     "probes": ("label", "labels", "pool", "folds", "memory"),
-    "onset": ("by", "target", "ranks", "frequencies", "answer"),
-    "flips": ("frequencies",),
+    "onset": ("by", "target", "lens", "ranks", "frequencies", "answer"),
+    "flips": ("lens", "frequencies"),
     "tuned_lens": ("training", "device", "memory"),
 }
 
@@ -111,6 +112,7 @@ def analyze(
     ranks: Sequence[int] = RANKS,
     frequencies: Path | None = None,
     answer: str | None = None,
+    lens: Lens = "logit",
     training: LensSettings | None = None,
     device: str | None = None,
     label: str | None = None,
@@ -144,8 +146,8 @@ def analyze(
     label, labels, pool, folds
         Column to predict, its values to use, what is classified, and the parts of the documents;
         for probes, which are only run where a label is given.
-    by, target, ranks, frequencies, answer
-        Of ``onset``, and frequencies of ``flips``; both are only run by name.
+    by, target, lens, ranks, frequencies, answer
+        Of ``onset``, and lens and frequencies of ``flips``; both are only run by name.
     training, device
         How and where ``tuned_lens`` is trained, which is only run by name.
     report
@@ -180,6 +182,7 @@ def analyze(
         "ranks": ranks,
         "frequencies": frequencies,
         "answer": answer,
+        "lens": lens,
         "training": training,
         "device": device,
         "label": label,

@@ -23,7 +23,8 @@ from .rows import Piece, RowAxis
 from .store import Run
 from .summary import Measure, Settings, Summary
 from .top_token_blocks import CANDIDATES
-from .top_tokens import TopTokens, top_tokens
+from .top_tokens import TopTokens, keyed, top_tokens
+from .translators import Lens, lens_translators
 
 MEASURES = {
     "rate": Measure(
@@ -46,7 +47,9 @@ _NAMES = {
 }
 
 
-def flips(run: Run, *, frequencies: Path | None = None, **settings: Any) -> xr.Dataset:
+def flips(
+    run: Run, *, lens: Lens = "logit", frequencies: Path | None = None, **settings: Any
+) -> xr.Dataset:
     """Flip rates and shares of the best guesses, by bucket and point, for both token sets.
 
     Parameters
@@ -54,6 +57,9 @@ def flips(run: Run, *, frequencies: Path | None = None, **settings: Any) -> xr.D
     run
         From ``open``, with stored residuals and their last point; a selection by ``where`` is
         respected.
+    lens
+        ``logit``, or ``tuned`` for the best guesses of the tuned lens that is saved in the store
+        (also on documents that it was trained on); the result is then ``flips_tuned``.
     frequencies
         A table of token counts, as in ``token_buckets``; None counts the stores' own tokens.
     settings
@@ -72,19 +78,19 @@ def flips(run: Run, *, frequencies: Path | None = None, **settings: Any) -> xr.D
         The store lacks residuals, their last point or the head, or the table cannot be used.
     """
     chosen = Settings(**settings)
-    buckets = token_buckets(run, frequencies)
+    buckets, translators = token_buckets(run, frequencies), lens_translators(run, lens)
     summary = Summary(
-        "flips",
+        "flips" if translators is None else "flips_tuned",
         {"bucket": np.array([*BUCKETS, ANY]), "point": np.array(run.points, dtype=np.int64)},
         MEASURES,
-        {**buckets.parameters(), "candidates": CANDIDATES},
+        {**buckets.parameters(), "candidates": CANDIDATES, **keyed(translators)},
         _NAMES,
         {"layers": run.layers},
     )
     found = summary.saved(run, chosen)
     if found is not None:
         return found
-    with top_tokens(run, chosen) as table:
+    with top_tokens(run, chosen, translators) as table:
         axis = run.stored("residual").axis
         return summary.result(run, FlipValues(table, axis, buckets), chosen)
 

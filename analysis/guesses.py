@@ -46,10 +46,11 @@ def largest(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
 
 def rank_of(logits: NDArray[np.float32], target: Ints) -> NDArray[np.int64]:
-    """1 + the number of tokens with a larger logit, (n,); 0 where the target is negative."""
-    chosen = logits[np.arange(len(logits)), np.maximum(target, 0)]
+    """1 + the number of tokens with a larger logit, (n,); 0 where the target is no such token."""
+    known = (target >= 0) & (target < logits.shape[1])
+    chosen = logits[np.arange(len(logits)), np.where(known, target, 0)]
     ranks = 1 + np.count_nonzero(logits > chosen[:, None], axis=1)
-    return np.where(target < 0, 0, ranks)
+    return np.where(known, ranks, 0)
 
 
 def _repeated_argmax(values: NDArray[np.float32], count: int) -> Ints:

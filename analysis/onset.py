@@ -27,7 +27,8 @@ from .rows import Piece, RowAxis
 from .store import Run
 from .summary import Measure, Settings, Summary
 from .target_ranks import Ranks, RankSource, StoredRanks, TableRanks, Target, stored_ranks
-from .top_tokens import top_tokens
+from .top_tokens import keyed, top_tokens
+from .translators import Lens, Translators, lens_translators
 
 #: Rank thresholds by default.
 RANKS = (1, 5, 10)
@@ -53,6 +54,7 @@ def onset(
     by: By = "bucket",
     *,
     target: Target = "final",
+    lens: Lens = "logit",
     ranks: Sequence[int] = RANKS,
     frequencies: Path | None = None,
     answer: str | None = None,
@@ -72,6 +74,9 @@ def onset(
     target
         ``final``: the token that the model puts first in the end, from stored residuals. ``next``:
         the token that follows in the text, from the worker's lens values where there are any.
+    lens
+        ``logit``, or ``tuned`` for ranks by the tuned lens that is saved in the store (also on
+        documents that it was trained on); the result's name then ends in ``_tuned``.
     ranks
         Rank thresholds.
     frequencies
@@ -97,23 +102,25 @@ def onset(
     """
     chosen = Settings(**settings)
     _check(target, ranks)
+    translators = lens_translators(run, lens)
     classes: RowClasses
     ready: RankSource | None
     if by == "options":
-        ready = option_ranks(run, target, answer)
+        ready = option_ranks(run, target, answer, translators)
         classes = OptionClasses(ready.tokens, answer)
     else:
         classes = row_classes(run, by, frequencies, answer)
-        ready = stored_ranks(run) if target == "next" else None
+        ready = stored_ranks(run) if target == "next" and translators is None else None
     parameters = {
         **classes.parameters(),
+        **keyed(translators),
         "by": by,
         "target": target,
         "ranks": sorted(set(ranks)),
         "source": "statistics" if isinstance(ready, StoredRanks) else "activations",
     }
     summary = Summary(
-        "onset" if by == "bucket" else f"onset_{by}",
+        "_".join(["onset", *[by] * (by != "bucket"), *[lens] * (lens != "logit")]),
         {
             "outcome": np.array(OUTCOMES),
             "class": np.array([*classes.labels, ANY]),
@@ -128,7 +135,7 @@ def onset(
     found = summary.saved(run, chosen)
     if found is not None:
         return found
-    with _source(run, target, ready, chosen) as source:
+    with _source(run, target, ready, chosen, translators) as source:
         values = OnsetValues(source, classes, tuple(sorted(set(ranks))))
         return summary.result(run, values, chosen)
 
@@ -142,12 +149,16 @@ def _check(target: str, ranks: Sequence[int]) -> None:
 
 @contextmanager
 def _source(
-    run: Run, target: Target, ready: RankSource | None, settings: Settings
+    run: Run,
+    target: Target,
+    ready: RankSource | None,
+    settings: Settings,
+    translators: Translators | None,
 ) -> Iterator[RankSource]:
     if ready is not None:
         yield ready
         return
-    with top_tokens(run, settings) as table:
+    with top_tokens(run, settings, translators) as table:
         yield TableRanks(table, run.stored("residual").axis, tuple(run.snapshots), target)
 
 

@@ -26,6 +26,7 @@ from .rows import Piece, RowAxis
 from .store import Run
 from .stored_arrays import StoredArray
 from .target_ranks import Ranks, Target
+from .translators import Translators
 
 LETTERS = ("A", "B", "C", "D")
 #: Fields that may hold the right option: its letter, its number from 0, or, as text, from 1.
@@ -50,6 +51,8 @@ class OptionRanks:
         The rows that answer, ascending, and their right options: places among the options.
     target
         Which option's rank is followed.
+    translators
+        Those of a tuned lens; None reads the stream as it is.
     """
 
     residual: StoredArray
@@ -59,6 +62,7 @@ class OptionRanks:
     rows: Ints
     gold: Ints
     target: Target
+    translators: Translators | None = None
 
     @property
     def axis(self) -> RowAxis:
@@ -69,6 +73,8 @@ class OptionRanks:
         """Ranks of the piece's rows."""
         h = self.residual.read(piece, as_float32=True)
         points, rows, hidden = h.shape
+        if self.translators is not None:
+            h = np.stack([*map(self.translators.apply, self.points[:-1], h[:-1]), h[-1]])
         logits = self.head.logits(h.reshape(-1, hidden), self.tokens).reshape(points, rows, -1)
         gold = self.gold[np.searchsorted(self.rows, np.asarray(piece.rows, dtype=np.int64))]
         known = np.isfinite(logits).all(axis=(0, 2))
@@ -81,13 +87,17 @@ class OptionRanks:
         return Ranks(rank, self.tokens[target], self.tokens[gold], correct)
 
 
-def option_ranks(run: Run, target: Target, field: str | None) -> OptionRanks:
+def option_ranks(
+    run: Run, target: Target, field: str | None, translators: Translators | None = None
+) -> OptionRanks:
     """Find the rows that answer, and the options' tokens.
 
     Parameters
     ----------
     field
         Field of the documents that holds the right option; None for one of ``ANSWERS``.
+    translators
+        Those of a tuned lens; None reads the stream as it is.
 
     Raises
     ------
@@ -115,7 +125,8 @@ def option_ranks(run: Run, target: Target, field: str | None) -> OptionRanks:
     head = HeadLogits(root)
     # Loads the head, so that a missing one is noticed here.
     _ = head.vocabulary
-    return OptionRanks(residual, head, run.points, tokens, joined, np.concatenate(gold), target)
+    right = np.concatenate(gold)
+    return OptionRanks(residual, head, run.points, tokens, joined, right, target, translators)
 
 
 def _answers(paths: StorePaths, field: str | None, before: list[str]) -> tuple[Ints, Ints]:
@@ -147,7 +158,7 @@ def _answers(paths: StorePaths, field: str | None, before: list[str]) -> tuple[I
 
 def _place(value: Any) -> int:
     """Which option a field's value names, -1 for none."""
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return value if 0 <= value < len(LETTERS) else -1
     text = str(value).strip()
     if text in LETTERS:

@@ -16,6 +16,7 @@ from .rows import RowAxis
 from .snapshot import Snapshot
 from .store import Run
 from .stored_arrays import StoredArray
+from .translators import Translators
 
 Int32s = NDArray[np.int32]
 
@@ -32,10 +33,12 @@ class TopTokenBlocks:
     residual: StoredArray
     snapshots: tuple[Snapshot, ...]
     head: HeadLogits
+    points: tuple[int, ...]
+    translators: Translators | None = None
 
     @classmethod
-    def of(cls, run: Run) -> TopTokenBlocks:
-        """The stored rows of a run.
+    def of(cls, run: Run, translators: Translators | None = None) -> TopTokenBlocks:
+        """The stored rows of a run, as they are or through translators.
 
         Raises
         ------
@@ -53,7 +56,7 @@ class TopTokenBlocks:
             raise RequestError(f"{root} has no stored rows: nothing is committed yet, or selected")
         if head.vocabulary < 2:
             raise RequestError(f"{root}: the head has {head.vocabulary} tokens, and ranks need two")
-        return cls(residual, tuple(run.snapshots), head)
+        return cls(residual, tuple(run.snapshots), head, run.points, translators)
 
     @property
     def axis(self) -> RowAxis:
@@ -86,6 +89,8 @@ class TopTokenBlocks:
         # The last point first: its best guess is ranked at all others.
         for point in reversed(range(points)):
             h = widen(self.residual[point, slice(first, last), slice(None)])
+            if self.translators is not None and point < points - 1:
+                h = self.translators.apply(self.points[point], h)
             for at in range(0, last - first, self.step):
                 part = slice(at, at + self.step)
                 logits = self.head.logits(h[part])

@@ -31,6 +31,7 @@ from .results import Provenance, result_folder, result_place, save_dataset
 from .store import Run
 from .summary import Settings
 from .top_token_blocks import BLOCK_ROWS, CANDIDATES, TopTokenBlocks
+from .translators import Translators
 
 Ints = NDArray[np.int64]
 Int32s = NDArray[np.int32]
@@ -67,17 +68,23 @@ class TopTokens:
 
 
 @contextmanager
-def top_tokens(run: Run, settings: Settings) -> Iterator[TopTokens]:
+def top_tokens(
+    run: Run, settings: Settings, translators: Translators | None = None
+) -> Iterator[TopTokens]:
     """The table of a run: the saved one, or a new one that is saved where the store allows it.
+
+    With translators it is that of the tuned lens, ``top_tokens_tuned``.
 
     Raises
     ------
     RequestError
         The store lacks residuals, their last point, or the head, or has no rows.
     """
-    work = TopTokenBlocks.of(run)
-    provenance = Provenance.of(run, NAME, {"candidates": CANDIDATES, "points": list(run.points)})
-    place = result_place(run, NAME, None)
+    work = TopTokenBlocks.of(run, translators)
+    name = NAME if translators is None else f"{NAME}_tuned"
+    parameters = {"candidates": CANDIDATES, "points": list(run.points), **keyed(translators)}
+    provenance = Provenance.of(run, name, parameters)
+    place = result_place(run, name, None)
     with tempfile.TemporaryDirectory(prefix="depthscope-") as scratch:
         folder = Path(scratch) / "result.zarr"
         if place is not None:
@@ -139,6 +146,11 @@ def _save(
         TaskProgress(settings.progress),
     ):
         save_dataset(dataset, folder)
+
+
+def keyed(translators: Translators | None) -> dict[str, str]:
+    """What a lens adds to the parameters of a result."""
+    return {} if translators is None else {"translators": translators.key}
 
 
 def _compute(numbers: Ints, *, work: TopTokenBlocks) -> Int32s:

@@ -15,14 +15,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from depthscope.storage.atomic import sync_folder
+from depthscope.storage.errors import RequestError
+from depthscope.storage.layout import StorePaths
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from .store import Run
+
 Float32 = NDArray[np.float32]
+#: How the stream at a point is read: as it is, or through its translator.
+Lens = Literal["logit", "tuned"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,30 @@ class Translators:
         path = self.path(point)
         weight, bias = _mapped(path, path.stat().st_mtime_ns)
         return np.asarray(rows + rows @ weight.T + bias, dtype=np.float32)
+
+
+def lens_translators(run: Run, lens: Lens) -> Translators | None:
+    """The translators that ``tuned_lens`` has saved in a run's first store; None for ``logit``.
+
+    Raises
+    ------
+    RequestError
+        There is no such lens, or a stored point has no translator.
+    """
+    if lens == "logit":
+        return None
+    if lens != "tuned":
+        raise RequestError(f"unknown lens {lens!r}; use logit or tuned")
+    root = run.snapshots[0].root
+    folder = StorePaths(root).analysis("tuned_lens").with_suffix(".translators")
+    points = [point for point in run.points if point < run.layers]
+    found = Translators(folder, "")
+    keys = {found.facts(point).get("key", "") for point in points}
+    if len(keys) != 1 or keys == {""}:
+        raise RequestError(
+            f"{root} has no tuned lens of its points: run depthscope analyze {root} tuned_lens"
+        )
+    return Translators(folder, keys.pop())
 
 
 def write_tensors(

@@ -166,7 +166,9 @@ def _token_set(result: xr.Dataset, rows: xr.DataArray) -> str:
 
 def _rows(result: xr.Dataset, name: str) -> str:
     documents = result.attrs["documents"][name]
-    return f"{int(result['rows'].sel(token_set=name)):,} {name} tokens of {documents:,} documents"
+    rows = int(result["rows"].sel(token_set=name))
+    lens = ", tuned lens" if "translators" in result.attrs["parameters"] else ""
+    return f"{rows:,} {name} tokens of {documents:,} documents{lens}"
 
 
 def _interval(result: xr.Dataset) -> str:

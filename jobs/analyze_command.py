@@ -84,6 +84,7 @@ def _reduced(store: Path, names: tuple[str, ...], spec: AnalyzeSpec, quiet: bool
         folds=spec.folds,
         by=spec.by,
         target=spec.target,
+        lens=spec.lens,
         ranks=_numbers(spec.ranks),
         frequencies=spec.frequencies,
         answer=spec.answer,

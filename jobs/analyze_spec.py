@@ -76,6 +76,9 @@ class AnalyzeSpec(BaseModel):
     target: Literal["final", "next"] = "final"
     """onset: the token whose rank is followed: the model's own final one, or the text's next."""
 
+    lens: Literal["logit", "tuned"] = "logit"
+    """onset, flips: read the stream as it is, or through the tuned lens of the store."""
+
     ranks: Text = "1,5,10"
     """onset: rank thresholds, joined by commas."""
 

@@ -190,7 +190,7 @@ def test_the_largest_of_many_tokens() -> None:
     np.testing.assert_array_equal(logits, before)
     ranks = rank_of(logits, np.array([5000] * 6))
     assert ranks.tolist() == [1 + int((row > row[5000]).sum()) for row in logits]
-    assert rank_of(logits[:2], np.array([-1, 5000])).tolist() == [0, 1]
+    assert rank_of(logits[:3], np.array([-1, 5000, 5003])).tolist() == [0, 1, 0]
 
 
 def test_the_table_in_slices_holes_and_failures(

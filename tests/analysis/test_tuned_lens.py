@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from depthscope.analysis import lens_descent, lens_training
+from depthscope.analysis import flips, lens_descent, lens_training, onset
 from depthscope.analysis import open as open_store
 from depthscope.analysis.lens_descent import Descent, LensDevice, Recipe
 from depthscope.analysis.lens_rows import Draws, LensRows
@@ -311,6 +311,32 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match=message) as raised:
             tuned_lens(run, lens, **options)
         assert "\n" not in str(raised.value)
+
+
+def test_guesses_through_the_lens(turned: tuple[SmallStore, xr.Dataset]) -> None:
+    made, _ = turned
+    run = open_store(made.root)
+    every = {"token_set": "all", "bucket": "any"}
+    plain = flips(run, resamples=20)
+    tuned = flips(run, lens="tuned", resamples=20)
+    assert (plain.rate.sel(every)[:3] > 0.5).all()
+    assert (tuned.rate.sel(every) == 0).all()
+    assert tuned.attrs["analysis"] == "flips_tuned"
+    assert "tuned lens" in tuned.depthscope.charts()[0].subtitle
+    found = onset(run, lens="tuned", ranks=(1,), resamples=20)
+    at = found.sel({"token_set": "all", "outcome": "all", "class": "any", "rank": 1})
+    assert (at.depth_mean == 0).all()
+    assert (at["count"] == made.rows).all()
+    assert found.attrs["analysis"] == "onset_tuned"
+
+
+def test_guesses_without_a_lens(tmp_path: Path) -> None:
+    run = open_store(build(tmp_path / "s").root)
+    for analysis in (flips, onset):
+        with pytest.raises(RequestError, match="has no tuned lens of its points: run depthscope"):
+            analysis(run, lens="tuned")
+        with pytest.raises(RequestError, match="unknown lens 'some'"):
+            analysis(run, lens="some")
 
 
 def test_chart_and_sentence(turned: tuple[SmallStore, xr.Dataset]) -> None:
