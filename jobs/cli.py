@@ -71,7 +71,8 @@ def extract(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> in
     spec = ExtractSpec(**resolve(ExtractSpec, config, given))
     result = run(spec, progress=_progress(quiet))
     content = {**asdict(result), "root": str(result.root)}
-    text = f"{result.root}: {result.rows} rows in {result.tasks} tasks, complete"
+    state = f"{result.missing} of them left out" if result.missing else "complete"
+    text = f"{result.root}: {result.rows} rows in {result.tasks} tasks, {state}"
     if result.invalid_documents:
         text += f"; {result.invalid_documents} documents failed and are kept as invalid rows"
     if result.nonfinite:
@@ -123,6 +124,21 @@ def status(store: Path, as_json: bool) -> int:
 
     found = read_status(store, running=is_running(store))
     _answer(as_json, asdict(found), f"{store}: {found.sentence}")
+    return SUCCESS
+
+
+@cli.command()
+@click.argument("folder", type=_STORE)
+@_json_flag
+def runs(folder: Path, as_json: bool) -> int:
+    """List every store below a folder: state, rows, bytes, model, points."""
+    from depthscope.storage.find_stores import find_stores
+
+    from .lock import is_running
+
+    found = list(find_stores(folder, is_running))
+    lines = [store.line for store in found] or [f"no store below {folder}"]
+    _answer(as_json, {"stores": [asdict(store) for store in found]}, "\n".join(lines))
     return SUCCESS
 
 

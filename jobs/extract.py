@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from .progress import Progress, Silent
 from .schedule import Layout, lay_over_devices
 from .spec import ExtractSpec
 from .stopping import stop_on_signals
+from .task_choice import chosen_tasks
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Extraction:
         Values that are not finite, in this run's tasks.
     invalid_documents
         Documents that failed and are kept as invalid rows.
+    missing
+        Tasks that are not committed, since ``--tasks`` left them out.
     """
 
     root: Path
@@ -56,6 +60,7 @@ class Extraction:
     committed: int
     nonfinite: int
     invalid_documents: int
+    missing: int = 0
 
 
 def extract(
@@ -83,32 +88,30 @@ def extract(
         for task in done:
             CarriedFiles(spec.out, task).clear()
         counts = {"nonfinite": 0}
-        if len(done) < record.tasks:
-            try:
-                layout = lay_over_devices(spec, record, folder, record.tasks - len(done))
+        outcome = Outcome()
+        with _leaving_no_trace(spec.out, existed):
+            chosen = chosen_tasks(spec.tasks, record.tasks)
+            wanted = [task for task in chosen if task not in done]
+            if wanted:
+                layout = lay_over_devices(spec, record, folder, len(wanted))
                 if warning := offload_warning(spec, record, layout):
                     progress.message(warning)
                 settings = _settings(spec, layout, folder, log)
                 outcome = _run(
-                    spec, record, settings, done, progress, counts, stop, pool or make_pool
+                    spec, record, settings, wanted, progress, counts, stop, pool or make_pool
                 )
-            except RequestError:
-                # Only now could anyone tell, such as from the model's first batch: leave no trace.
-                if not existed and not any(log.files()):
-                    shutil.rmtree(spec.out)
-                raise
-        else:
-            outcome = Outcome()
         failed_documents = invalid_documents(spec.out)
         if outcome.failed:
             errors = list(dict.fromkeys(outcome.failed.values()))
             raise WorkFailed(
-                f"{len(outcome.failed)} of {record.tasks} tasks failed, the others are committed: "
+                f"{len(outcome.failed)} of {len(chosen)} tasks failed, the others are committed: "
                 + " | ".join(errors[:5])
             )
         mark_invalid(spec.out, failed_documents)
-        # Another schedule may have finished what a sweep had begun.
-        shutil.rmtree(StorePaths(spec.out).carried, ignore_errors=True)
+        missing = record.tasks - len(done) - len(wanted)
+        if not missing:
+            # Another schedule may have finished what a sweep had begun.
+            shutil.rmtree(StorePaths(spec.out).carried, ignore_errors=True)
     return Extraction(
         spec.out,
         record.rows,
@@ -116,22 +119,39 @@ def extract(
         outcome.committed,
         counts["nonfinite"],
         len(failed_documents),
+        missing,
     )
+
+
+@contextmanager
+def _leaving_no_trace(out: Path, existed: bool) -> Iterator[None]:
+    """Remove a store that this run made when only now anyone could tell that it cannot be.
+
+    Such as from the model's first batch.
+    """
+    try:
+        yield
+    except RequestError:
+        if not existed and not any(CommitLog(out).files()):
+            shutil.rmtree(out)
+        raise
 
 
 def _run(
     spec: ExtractSpec,
     record: RunRecord,
     settings: WorkerSettings,
-    done: set[int],
+    wanted: Sequence[int],
     progress: Progress,
     counts: dict[str, int],
     stop: Callable[[], str | None],
     pool: PoolFactory,
 ) -> Outcome:
     selections = Selections(spec.out, record)
-    before = sum(task_rows(record, task) for task in done)
-    progress.start(record.rows, before)
+    rows = record.rows
+    if spec.tasks is not None:
+        rows = sum(task_rows(record, task) for task in chosen_tasks(spec.tasks, record.tasks))
+    progress.start(rows, rows - sum(task_rows(record, task) for task in wanted))
     workers = pool(settings, spec)
 
     def committed(commit: Commit) -> None:
@@ -147,7 +167,7 @@ def _run(
     try:
         return Dispatcher(
             workers,
-            (selections.task(i) for i in range(record.tasks) if i not in done),
+            (selections.task(task) for task in wanted),
             retries=spec.retries,
             on_commit=committed,
             on_tick=progress.tick,

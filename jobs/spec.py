@@ -64,8 +64,13 @@ class ExtractSpec(CorpusSpec):
     task_rows: int | None = None
     """Corpus rows of a task (default: chosen from the corpus's size and the documents' lengths)."""
 
+    tasks: str | None = None
+    """Only these tasks, such as 0-99 or 100-, so that several clusters share a run; store merge
+    joins what they made (default: all)."""
+
     text: bool = True
-    """Keep the documents' text in the store."""
+    """Keep the documents' text and the tokens' strings in the store; their own fields and the token
+    ids stay in any case."""
 
     head: bool = True
     """Keep final norm and unembedding in the store."""

@@ -6,12 +6,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from depthscope.storage.array_names import array_paths
+from depthscope.storage.arrays import ArrayPlan
 from depthscope.storage.errors import RequestError
+from depthscope.storage.layout import StorePaths
 from depthscope.storage.trim import lay_out_trim, trim
 from depthscope.storage.trim_place import recover, trim_in_place
 from depthscope.storage.trim_plan import TrimPlan, plan_trim
 
 from .lock import driver_lock
+from .room import check_room
 from .stopping import stop_on_signals
 
 
@@ -76,6 +80,11 @@ def trim_store(
         return _result(source, plan, size)
     if out.absolute().resolve() == source.resolve():
         raise RequestError(f"--out {out} is the store itself: leave --out away to trim in place")
+    parent = out.absolute().parent
+    if not StorePaths(out).run.exists() and parent.is_dir():
+        arrays = [ArrayPlan.read(source, path) for path in array_paths(source)]
+        kept = [plan.array(array) for array in arrays if array.path not in plan.dropped]
+        check_room(parent, kept, plan.record)
     lay_out_trim(out, plan)
     with driver_lock(out), stop_on_signals() as stop:
         size = trim(out, plan, on_progress=on_progress, stop=stop)

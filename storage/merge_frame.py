@@ -34,12 +34,16 @@ def copy_frame(source: Path, place: Path, record: RunRecord) -> None:
     for name in record.groups:
         for array in (source / GROUPS[name]).iterdir():
             made_anew = array.name in (*ARRAYS[name], "row", "lens")
-            if array.is_dir() and not made_anew:
-                shutil.copytree(array, place / GROUPS[name] / array.name, copy_function=copy_file)
+            for file in () if made_anew else array.rglob("*"):
+                if file.is_file():
+                    # Folders with the rights of new ones: the source may be read-only.
+                    target = place / file.relative_to(source)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    copy_file(file, target)
 
 
-def copy_file(source: str | Path, target: str | Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
     """Copy a file and flush it; its owner may write the copy, whatever the source allows."""
     shutil.copyfile(source, target)
-    with Path(target).open("rb") as file:
+    with target.open("rb") as file:
         os.fsync(file.fileno())

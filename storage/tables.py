@@ -71,7 +71,8 @@ class TableWriter:
     paths
         The store. Temporary files lie in its ``partial`` folder.
     text
-        Whether ``documents.parquet`` keeps the documents' text.
+        Whether ``documents.parquet`` keeps the documents' text, and ``tokens.parquet`` the tokens'
+        strings.
     """
 
     def __init__(self, paths: StorePaths, *, text: bool = True) -> None:
@@ -106,7 +107,7 @@ class TableWriter:
         ids = np.asarray(document.token_ids, dtype="<i4")
         count = len(ids)
         self._digest.update(count.to_bytes(8, "little") + ids.tobytes())
-        self._tokens.add(_token_columns(document, self._documents, self._rows))
+        self._tokens.add(_token_columns(document, self._documents, self._rows, self._text))
         record: dict[str, Any] = {
             "document": self._documents,
             "source": document.source,
@@ -197,7 +198,9 @@ def _any_marked(tokens: Path) -> bool:
         return not all(file.metadata.row_group(g).column(column).statistics.min for g in groups)
 
 
-def _token_columns(document: TableDocument, number: int, first_row: int) -> pa.RecordBatch:
+def _token_columns(
+    document: TableDocument, number: int, first_row: int, text: bool
+) -> pa.RecordBatch:
     count = len(document.token_ids)
     return pa.record_batch(
         [
@@ -205,7 +208,7 @@ def _token_columns(document: TableDocument, number: int, first_row: int) -> pa.R
             pa.array(np.full(count, number, dtype=np.int64)),
             pa.array(np.arange(count, dtype=np.int32)),
             pa.array(np.asarray(document.token_ids, dtype=np.int32)),
-            pa.array(document.tokens, type=pa.string()),
+            pa.array(document.tokens, type=pa.string()) if text else pa.nulls(count, pa.string()),
             pa.array(np.asarray(document.char_start, dtype=np.int32)),
             pa.array(np.asarray(document.char_end, dtype=np.int32)),
             pa.array(np.asarray(document.special, dtype=np.bool_)),
