@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 SETTINGS = {
+    # A cluster of a command's own reports to nobody.
+    "RAY_USAGE_STATS_ENABLED": "0",
     # Threads that spin while they wait make every other process several times slower.
     "OMP_WAIT_POLICY": "passive",
     # oneDNN and PyTorch's bridge to it keep something for every shape they have seen (about 5 MB

@@ -44,7 +44,7 @@ def connect(address: str | None, cpus: int, object_store: int = OBJECT_STORE) ->
     Raises
     ------
     RequestError
-        Nothing answers at the address.
+        Nothing answers at the address, or a cluster of other versions.
     """
     if ray.is_initialized():
         return False
@@ -64,10 +64,16 @@ def connect(address: str | None, cpus: int, object_store: int = OBJECT_STORE) ->
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise RequestError(
-            f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
-        ) from error
+        raise RequestError(f"--address {address}: {_refused(error)}") from error
     return True
+
+
+def _refused(error: Exception) -> str:
+    """Why a cluster cannot be joined."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "version mismatch" in str(error).lower():
+        return f"the cluster has other versions ({' '.join(lines)}): use the same here"
+    return f"no Ray cluster answers there ({lines[0] if lines else type(error).__name__})"
 
 
 def patience(address: str | None) -> float:
