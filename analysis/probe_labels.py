@@ -19,14 +19,12 @@ from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import StorePaths
 from numpy.typing import NDArray
 
+from .label_scan import LabelScan, texts_of
 from .rows import RowAxis
 from .snapshot import Snapshot
 from .token_columns import BLOCK_ROWS, TOKEN_COLUMNS, TokenColumns
 
 Integers = NDArray[np.int64]
-
-#: A column with more values than this needs those to use named; one with far more is no label.
-MOST_CLASSES, MOST_VALUES = 64, 4096
 
 #: Columns of tokens that say where a row is, not what it is.
 _PLACES = frozenset({"document", "valid", "char_start", "char_end"})
@@ -78,7 +76,7 @@ class Labels:
         if not self.of_tokens:
             return at, np.where(at < 0, -1, self._of_document[at]), self._control[at]
         place = {name: number for number, name in enumerate(self.classes)}
-        codes, values = pd.factorize(_texts(columns[self.field]))
+        codes, values = pd.factorize(texts_of(columns[self.field]))
         known = np.array([*(place.get(value, -1) for value in values), -1], dtype=np.int64)
         return at, np.where(at < 0, -1, known[codes]), self._control[columns["token_id"]]
 
@@ -117,75 +115,21 @@ def find_labels(
             f"{columns.snapshots[0].root}: there is no label {field!r}; documents have "
             f"{', '.join(columns.document_columns)}, tokens have {tokens}"
         )
-    found = _Scan(field, of_tokens)
+    found = LabelScan(field, of_tokens)
     for block in _blocks(columns, axis, field, of_tokens):
         found.add(block)
     classes = found.classes(wanted, folds, str(columns.snapshots[0].root))
-    counts = np.array([found.units[name] for name in classes], dtype=np.float64)
+    counts = np.array([found.units[found.names[name]] for name in classes], dtype=np.float64)
     share = counts / counts.sum()
-    documents = np.array(sorted({d for c in classes for d in found.documents[c]}), dtype=np.int64)
-    place = {name: number for number, name in enumerate(classes)}
-    of_document = np.zeros(len(documents), np.int64)
-    if not of_tokens:
-        for name, number in place.items():
-            of_document[np.searchsorted(documents, sorted(found.documents[name]))] = number
+    documents, of_document = found.labelled(classes)
     draw = np.random.default_rng([seed, 1])
     size = found.largest_id + 1 if of_tokens else len(documents)
-    rare = sum(found.units.values()) - int(counts.sum())
+    rare = sum(found.units) - int(counts.sum())
     return Labels(
         field, of_tokens, classes, share, documents,
         _folds(_alike(columns.snapshots, documents), of_document, folds, seed),
         (found.missing, rare), of_document, draw.choice(len(classes), size, p=share),
     )  # fmt: skip
-
-
-class _Scan:
-    """Values of a column, with how many units and which documents have each."""
-
-    def __init__(self, field: str, of_tokens: bool) -> None:
-        self._field, self._of_tokens = field, of_tokens
-        self.units: dict[str, int] = {}
-        self.documents: dict[str, set[int]] = {}
-        self.missing, self.largest_id = 0, 0
-        self._last = -1
-
-    def add(self, block: dict[str, NDArray[Any]]) -> None:
-        """Add rows; documents ascend."""
-        document, values = block["document"], _texts(block[self._field])
-        if self._of_tokens:
-            self.largest_id = max(self.largest_id, int(block["token_id"].max(initial=0)))
-        else:
-            document, first = np.unique(document, return_index=True)
-            fresh = document > self._last
-            values, document = values[first][fresh], document[fresh]
-            self._last = int(document[-1]) if len(document) else self._last
-        codes, names = pd.factorize(values)
-        self.missing += int((codes < 0).sum())
-        if len(self.units) + len(names) > 2 * MOST_VALUES:
-            raise RequestError(f"label {self._field!r} has more than {MOST_VALUES} values")
-        for code, name in enumerate(names):
-            mine = document[codes == code]
-            self.units[name] = self.units.get(name, 0) + len(mine)
-            self.documents.setdefault(name, set()).update(np.unique(mine).tolist())
-
-    def classes(self, wanted: Sequence[str] | None, folds: int, where: str) -> tuple[str, ...]:
-        """The values to predict, numbers as numbers."""
-        names = list(dict.fromkeys(wanted)) if wanted is not None else list(self.units)
-        unknown = [name for name in names if name not in self.units]
-        if unknown:
-            raise RequestError(f"{where}: nothing has {self._field} {unknown[0]!r}")
-        enough = [name for name in names if len(self.documents[name]) >= folds]
-        if len(enough) < 2:
-            raise RequestError(
-                f"{where}: label {self._field!r} has {len(enough)} values that at least {folds} "
-                "documents have, and probes need two: take more documents or fewer --folds"
-            )
-        if len(enough) > MOST_CLASSES:
-            raise RequestError(
-                f"{where}: label {self._field!r} has {len(enough)} values, probes predict at most "
-                f"{MOST_CLASSES}: name those to use with --labels"
-            )
-        return tuple(enough if wanted is not None else sorted(enough, key=_order))
 
 
 def _blocks(
@@ -199,27 +143,6 @@ def _blocks(
         if of_tokens:
             kept = kept & (found["position"] > 0) & ~found["special"]
         yield {name: values[kept] for name, values in found.items()}
-
-
-def _texts(values: NDArray[Any]) -> NDArray[Any]:
-    """Values as text, None where there is none; whole numbers without a point."""
-    codes, different = pd.factorize(values)
-    texts = np.array([*(_text(value) for value in different), None], dtype=object)
-    return np.asarray(texts[codes])
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        value = int(value)
-    # A token keeps its spaces: they are part of it.
-    return str(value) or None
-
-
-def _order(name: str) -> tuple[bool, float, str]:
-    try:
-        return False, float(name), name
-    except ValueError:
-        return True, 0.0, name
 
 
 def _alike(snapshots: Sequence[Snapshot], documents: Integers) -> Integers:
