@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from depthscope.analysis.bootstrap import ratio_interval
+from depthscope.analysis.poisson_bootstrap import PoissonBootstrap
+from depthscope.analysis.poisson_bootstrap import interval as poisson_interval
 from scipy import stats
 
 
@@ -95,3 +97,24 @@ def test_a_statistic_without_values_is_nan() -> None:
     low, high = interval(sums, counts)
     assert np.isfinite([low[0], high[0]]).all()
     assert np.isnan([low[1], high[1]]).all()
+
+
+def test_poisson_weights_agree_with_scipy() -> None:
+    sums, counts = documents(80)
+    boot = PoissonBootstrap(2, resamples=20_000, seed=3)
+    # In pieces and out of order, as several machines add them.
+    for part in (slice(50, 80), slice(0, 50)):
+        boot.add(np.arange(80)[part], sums[part], counts[part])
+    low, high = poisson_interval(boot.ratios(), 0.95)
+    for one in range(2):
+        expected = stats.bootstrap(
+            (sums[:, one], counts[:, one]),
+            lambda s, c, axis: s.sum(axis) / c.sum(axis),
+            paired=True,
+            n_resamples=20_000,
+            method="percentile",
+            rng=np.random.default_rng(8),
+        ).confidence_interval
+        width = expected.high - expected.low
+        assert low[one] == pytest.approx(expected.low, abs=0.05 * width)
+        assert high[one] == pytest.approx(expected.high, abs=0.05 * width)
