@@ -14,7 +14,7 @@ import xarray as xr
 from depthscope.analysis import open as open_store
 from depthscope.analysis import top_token_blocks
 from depthscope.analysis.flips import flips
-from depthscope.analysis.frequencies import buckets_of
+from depthscope.analysis.frequencies import buckets_of, token_buckets
 from depthscope.analysis.guesses import largest, rank_of
 from depthscope.analysis.onset import onset, onset_depths
 from depthscope.storage.errors import RequestError
@@ -270,7 +270,7 @@ def test_tables_that_are_none(
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(RequestError, match=message):
-        flips(open_store(store.root), frequencies=tmp_path / name)
+        token_buckets(open_store(store.root), tmp_path / name)
 
 
 def test_tables_of_every_kind(store: SmallStore, tmp_path: Path) -> None:
@@ -278,12 +278,9 @@ def test_tables_of_every_kind(store: SmallStore, tmp_path: Path) -> None:
     pq.write_table(pa.table(counts), tmp_path / "c.parquet")
     lines = [json.dumps({"token_id": t, "count": c}) for t, c in zip(*counts.values(), strict=True)]
     (tmp_path / "c.jsonl").write_text("\n".join(lines))
-    found = [
-        flips(open_store(store.root).at([0, 1, 2]), frequencies=tmp_path / name).share.values
-        for name in ("c.parquet", "c.jsonl")
-    ]
-    np.testing.assert_array_equal(*found)
-    np.testing.assert_allclose(found[0][0][0], [1 / 3, 2 / 3, 0, 0])
+    for name in ("c.parquet", "c.jsonl"):
+        found = token_buckets(open_store(store.root), tmp_path / name)
+        assert found[np.array([1, 2, 3, -1, 4_000_000])].tolist() == [0, 0, 3, -1, 3]
 
 
 def test_charts_say_what_they_show(store: SmallStore, table: Path) -> None:

@@ -12,6 +12,8 @@ from depthscope.analysis import flips, lens_descent, lens_training, onset
 from depthscope.analysis import open as open_store
 from depthscope.analysis.lens_descent import Descent, LensDevice, Recipe
 from depthscope.analysis.lens_rows import Draws, LensRows
+from depthscope.analysis.lens_training import Training
+from depthscope.analysis.translators import Translators
 from depthscope.analysis.tuned_lens import LensSettings, tuned_lens
 from depthscope.analysis.use_findings import tuned_lens_findings
 from depthscope.storage.errors import RequestError
@@ -94,10 +96,10 @@ def test_a_lens_that_is_off_by_one_fails(turned: tuple[SmallStore, xr.Dataset]) 
         assert divergence(point, (point + 1) % 4) > 0.5
 
 
-def test_the_logit_lens_beside_it(tmp_path: Path) -> None:
-    made = mixed(tmp_path / "s")
+def test_the_logit_lens_beside_it(mixture: SmallStore) -> None:
+    made = mixture
     run = open_store(made.root)
-    result = tuned_lens(run, QUICK, resamples=50)
+    result = tuned_lens(run, QUICK, resamples=20)
     rows = LensRows.of(run, run.stored("residual").axis, 0.2, 0.2, 0)
     assert result["count"].sel(token_set="all") == len(rows.test)
     for point in range(3):
@@ -124,8 +126,8 @@ def reverse(made: SmallStore, point: int, row: int) -> float:
     return float((np.exp(logs[1]) * (logs[1] - logs[0])).sum())
 
 
-def test_parts_are_documents(tmp_path: Path) -> None:
-    made = mixed(tmp_path / "s")
+def test_parts_are_documents(mixture: SmallStore) -> None:
+    made = mixture
     run = open_store(made.root)
     rows = LensRows.of(run, run.stored("residual").axis, 0.2, 0.2, 0)
     parts = [
@@ -140,9 +142,8 @@ def test_parts_are_documents(tmp_path: Path) -> None:
     assert set(every.tolist()) == set(rows.training.tolist())
 
 
-def test_descent_improves_on_the_closed_form(tmp_path: Path) -> None:
-    made = mixed(tmp_path / "s")
-    run = open_store(made.root)
+def test_descent_improves_on_the_closed_form(mixture: SmallStore, tmp_path: Path) -> None:
+    run = open_store(mixture.root)
     start = tuned_lens(run, QUICK, resamples=20, out=tmp_path / "start.zarr")
     lens = LensSettings(steps=100, batch_rows=128, learning_rate=0.02, test=0.2, validation=0.2)
     result = tuned_lens(run, lens, resamples=20)
@@ -222,66 +223,71 @@ class Killed(BaseException):
     pass
 
 
+def trained(
+    made: SmallStore, folder: Path, optimizer: str, steps: int, progress: Any = None
+) -> dict[str, Array]:
+    """Train alone, without the evaluation; the translators by point and name."""
+    run = open_store(made.root)
+    residual = run.stored("residual")
+    work = Training(
+        residual,
+        run.points,
+        LensRows.of(run, residual.axis, 0.2, 0.2, 0),
+        Head.load(made.root),
+        Recipe(steps, 64, optimizer, 0.01),  # type: ignore[arg-type]
+        massive=20.0,
+        seed=0,
+        device=None,
+        memory=None,
+    )
+    work.run(Translators(folder, f"{optimizer} {steps}"), progress)
+    files = sorted(folder.iterdir())
+    assert [path.name for path in files] == ["point-000.safetensors", "point-001.safetensors"]
+    return {
+        f"{path.stem} {name}": values for path in files for name, values in load_file(path).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
+    return mixed(tmp_path_factory.mktemp("mixture") / "s")
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_killed_training_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+    mixture: SmallStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
+    whole = trained(mixture, tmp_path / "whole", optimizer, 6)
     monkeypatch.setattr(lens_training, "KEEP_SECONDS", 0.0)
-    lens = LensSettings(steps=8, batch_rows=64, optimizer=optimizer, test=0.2, validation=0.2)  # type: ignore[arg-type]
-    whole, killed = mixed(tmp_path / "a"), mixed(tmp_path / "b")
-    steps: list[int] = []
 
     def kill(done: int, total: int) -> None:
-        assert total == 8
-        steps.append(done)
-        if done == 5 and len(steps) == 5:
-            raise Killed
-
-    tuned_lens(open_store(whole.root), lens, resamples=10)
-    with pytest.raises(Killed):
-        tuned_lens(open_store(killed.root), lens, resamples=10, progress=kill)
-    folder = killed.root / "analysis" / "tuned_lens.translators"
-    assert [path.name for path in folder.iterdir()] == ["training.safetensors"]
-    tuned_lens(open_store(killed.root), lens, resamples=10, progress=None)
-    for point in range(2):
-        name = f"analysis/tuned_lens.translators/point-{point:03d}.safetensors"
-        one, other = (load_file(made.root / name) for made in (whole, killed))
-        for key in ("weight", "bias"):
-            np.testing.assert_array_equal(one[key], other[key])
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "point-000.safetensors", "point-001.safetensors",
-    ]  # fmt: skip
-
-
-def test_resumed_steps_are_not_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lens_training, "KEEP_SECONDS", 0.0)
-    lens = LensSettings(steps=6, batch_rows=64, test=0.2, validation=0.2)
-    run = open_store(mixed(tmp_path / "s").root)
-    seen: list[int] = []
-
-    def stop(done: int, _: int) -> None:
-        seen.append(done)
+        assert total == 6
         if done == 4:
             raise Killed
 
     with pytest.raises(Killed):
-        tuned_lens(run, lens, resamples=10, progress=stop)
+        trained(mixture, tmp_path / "killed", optimizer, 6, kill)
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["training.safetensors"]
     later: list[int] = []
-    table = tuned_lens(run, lens, resamples=10, progress=lambda done, total: later.append(done))
-    # The fourth step was taken but not yet kept; evaluation reports its own progress afterwards.
-    assert later[:3] == [4, 5, 6]
-    assert table.sizes["point"] == 3
+    found = trained(
+        mixture, tmp_path / "killed", optimizer, 6, lambda done, total: later.append(done)
+    )
+    # The fourth step had been taken but not been kept.
+    assert later == [4, 5, 6]
+    assert found.keys() == whole.keys()
+    for name, values in whole.items():
+        np.testing.assert_array_equal(found[name], values)
+    trained(mixture, tmp_path / "killed", optimizer, 6, kill)  # nothing is left to do
 
 
 def test_groups_of_points_that_fit_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixture: SmallStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lens = LensSettings(steps=3, batch_rows=64, test=0.2, validation=0.2)
-    one, several = mixed(tmp_path / "a"), mixed(tmp_path / "b")
-    found = [tuned_lens(open_store(one.root), lens, resamples=10)]
+    together = trained(mixture, tmp_path / "a", "adamw", 3)
     monkeypatch.setattr(lens_training.Training, "_group_size", lambda *_: 1)
-    found.append(tuned_lens(open_store(several.root), lens, resamples=10))
-    np.testing.assert_allclose(found[0].loss_mean, found[1].loss_mean, rtol=1e-4, atol=1e-6)
+    apart = trained(mixture, tmp_path / "b", "adamw", 3)
+    for name, values in together.items():
+        np.testing.assert_allclose(apart[name], values, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
