@@ -178,6 +178,6 @@ _ROWS = (
         "written",
         lambda case, one: f"{_bytes(one.bytes_per_second)}/s, {_bytes(case.volume.nbytes)}",
     ),
-    ("files", lambda case, one: f"{one.files:,}"),
+    ("files (inodes)", lambda case, one: f"{one.files:,} ({one.inodes:,})"),
     ("limited by", lambda case, one: one.limit),
 )

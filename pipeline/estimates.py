@@ -173,8 +173,8 @@ class ScheduleEstimate:
         Until the first row is computed, and in all.
     bytes_per_second
         Written by all nodes.
-    files
-        Shards and commits.
+    files, inodes
+        Shards and commits; these, and the folders that they lie in.
     advice
         What would help most.
     """
@@ -199,6 +199,7 @@ class ScheduleEstimate:
     seconds: float = 0.0
     bytes_per_second: float = 0.0
     files: int = 0
+    inodes: int = 0
     advice: str = ""
 
 

@@ -178,6 +178,7 @@ def _estimate(
         seconds=start + corpus.rows / rate,
         bytes_per_second=rate * volume.nbytes / corpus.rows,
         files=volume.files + commits,
+        inodes=volume.files + commits + volume.folders,
     )
 
 

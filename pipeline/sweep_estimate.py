@@ -207,6 +207,7 @@ def _estimate(case: Case, found: _Sweep) -> ScheduleEstimate:
     device = found.need.host_total if site.on_host else found.need.device_total
     largest = max(range(len(costs.layers)), key=lambda layer: costs.layer_bytes[layer])
     stage = StageEstimate(0, 0, (0, len(costs.layers)), costs.layer_bytes[largest], device)
+    files = case.volume.files + case.volume.tasks * len(costs.layers)
     return ScheduleEstimate(
         "sweep",
         fits=True,
@@ -224,7 +225,8 @@ def _estimate(case: Case, found: _Sweep) -> ScheduleEstimate:
         start_seconds=start,
         seconds=start + found.seconds,
         bytes_per_second=rate * case.volume.nbytes / case.corpus.rows,
-        files=case.volume.files + case.volume.tasks * len(costs.layers),
+        files=files,
+        inodes=files + case.volume.folders,
     )
 
 

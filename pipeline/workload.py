@@ -146,6 +146,8 @@ class Volume:
         Of all statistics and lens values.
     files
         Shards of all arrays; commits apart.
+    folders
+        That hold a single shard, or a task's commits: each takes an inode as well.
     tasks
         Tasks of the run.
     rows_run
@@ -156,6 +158,7 @@ class Volume:
     plane_rows: int
     number_bytes: int
     files: int
+    folders: int
     tasks: int
     rows_run: int
 
@@ -174,6 +177,7 @@ def volume(costs: ModelCosts, corpus: CorpusSize, selection: Selection) -> Volum
     row_bytes = costs.hidden * selection.store_itemsize
     cut = selection_layout(stored, rows, selection.task_rows, row_bytes)
     numbers, files = 0, planes * -(-stored // cut.rows_per_shard)
+    folders = files + tasks
     if selection.statistics:
         numbers += rows * layers * N_STATISTICS * _NUMBER
         files += _STATISTICS_ARRAYS * tasks
@@ -191,6 +195,7 @@ def volume(costs: ModelCosts, corpus: CorpusSize, selection: Selection) -> Volum
         plane_rows=planes * stored,
         number_bytes=numbers,
         files=files,
+        folders=folders,
         tasks=tasks,
         rows_run=rows + int(twice * rows),
     )

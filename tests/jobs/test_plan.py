@@ -222,6 +222,9 @@ def test_bytes_and_files_of_a_real_store(
     assert found.case.corpus.rows == record["rows"]
     assert found.case.volume.tasks == record["tasks"]
     assert found["resident"].files == len(shards) + len(commits)
+    folders = {path.parent for path in commits}
+    folders |= {path.parent for path in shards if "activations.zarr" in path.parts}
+    assert found["resident"].inodes == len(shards) + len(commits) + len(folders)
     written = sum(path.stat().st_size for path in shards)
     # The last chunk is filled up, and checksums and indices are a few percent of small chunks.
     filled = record["tasks"] * record["task_rows"] / record["rows"]
