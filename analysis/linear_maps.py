@@ -172,6 +172,11 @@ def linear_maps(
 def _compute(a: Run, b: Run, settings: MapSettings) -> tuple[xr.Dataset, xr.Dataset]:
     used = held_now()
     names = str(a.snapshots[0].root), str(b.snapshots[0].root)
+    for run, name in zip((a, b), names, strict=True):
+        if not len(run.stored("residual").axis):
+            raise RequestError(
+                f"{name}: maps have no rows: nothing is committed yet, or no row was selected"
+            )
     shared = share_documents(a, b)
     shared.require(settings.least_shared, names)
     pairs = pair_rows(a, b, shared, settings.token_set, settings.pairing)
