@@ -15,7 +15,7 @@ from .depth_charts import depth_chart, depth_score_chart
 from .effect_charts import interaction_charts, output_charts
 from .geometry_charts import geometry_charts
 from .map_charts import map_charts
-from .probe_charts import probe_chart
+from .probe_charts import probe_charts
 from .result_charts import contribution_charts, lens_chart
 from .token_effect_charts import erasure_charts, gradient_charts
 from .use_charts import flip_chart, onset_chart, tuned_lens_chart
@@ -66,7 +66,7 @@ class ResultAccessor:
         if name == "maps":
             return map_charts(self._result)
         if name == "probes":
-            return (probe_chart(self._result, label or "model"),)
+            return probe_charts(self._result, label or "model")
         raise RequestError(
             f"there is no figure for {name or 'a dataset without the attribute analysis'}; "
             "contributions, lens, tuned_lens, interactions, depth_score, geometry, maps, probes, "

@@ -20,44 +20,51 @@ _EXPLANATION = (
 MOST = 6
 
 
-def probe_chart(result: xr.Dataset, model: str) -> Chart:
-    """Accuracy and control accuracy over points; beside it, the accuracy of each class."""
-    pooled = result.isel(label=0)
+def probe_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart]:
+    """Accuracy and control accuracy over points; and the accuracy of each class."""
+    pooled, field = result.isel(label=0), result.attrs["label"]
     commonest = float(result["share_of_class"][1:].max())
-    panels = [
-        Panel(
-            f"All classes ({int(pooled['count']):,} units)",
-            "Point of the residual stream",
-            "Accuracy",
-            (
-                _curve(pooled, "accuracy", "", "Accuracy", STORE_STYLES[0]),
-                _curve(pooled, "control_accuracy", "control_", "Control task", STORE_STYLES[1]),
+    subtitle = (
+        f"{model}, {result.attrs['layers']} layers. {int(result.attrs['documents']):,} documents; "
+        f"{result.attrs['units']}. Bands: {interval_name(result)} over documents."
+    )
+    whole = Chart(
+        "probes",
+        f"Probes of {field}",
+        f"From which point on {field} can be read off the stream",
+        subtitle,
+        _EXPLANATION,
+        (
+            _panel(
+                f"All classes ({int(pooled['count']):,} units)",
+                (
+                    _curve(pooled, "accuracy", "", "Accuracy", STORE_STYLES[0]),
+                    _curve(pooled, "control_accuracy", "control_", "Control task", STORE_STYLES[1]),
+                ),
+                commonest,
             ),
-            (0.0, 1.03),
-            reference=commonest,
-        )
-    ]
+        ),
+    )
     order = 1 + np.argsort(-result["count"].values[1:], kind="stable")[:MOST]
     curves = tuple(
         _curve(result.isel(label=int(at)), "accuracy", "", str(result["label"].values[at]), style)
         for at, style in zip(order, STORE_STYLES, strict=False)
     )
-    title = (
-        "By class" if len(order) == len(result["label"]) - 1 else f"The {MOST} commonest classes"
-    )
-    panels.append(
-        Panel(title, "Point of the residual stream", "Accuracy on the class", curves, (0.0, 1.03))
-    )
-    field, documents = result.attrs["label"], int(result.attrs["documents"])
-    return Chart(
-        "probes",
-        f"Probes of {field}",
-        f"From which point on {field} can be read off the stream",
-        f"{model}, {result.attrs['layers']} layers. {documents:,} documents; "
-        f"{result.attrs['units']}. Bands: {interval_name(result)} over documents.",
+    title = "Every class" if len(order) == len(result["label"]) - 1 else f"The {MOST} commonest"
+    by_class = Chart(
+        "probes_by_class",
+        f"Probes of {field} by class",
+        f"Which values of {field} are read early, and which late",
+        subtitle,
         _EXPLANATION,
-        tuple(panels),
+        (_panel(title, curves, None),),
     )
+    return whole, by_class
+
+
+def _panel(title: str, curves: tuple[Curve, ...], reference: float | None) -> Panel:
+    return Panel(title, "Point of the residual stream", "Accuracy", curves, (0.0, 1.03),
+                 reference=reference)  # fmt: skip
 
 
 def probe_findings(result: xr.Dataset) -> list[str]:

@@ -250,10 +250,11 @@ def test_blocks_passes_and_workers_change_nothing(
 def test_reuse_charts_and_selection(
     planted: SmallStore, result: xr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (chart,) = result.depthscope.charts()
+    chart, by_class = result.depthscope.charts()
     assert [curve.label for curve in chart.panels[0].curves] == ["Accuracy", "Control task"]
-    assert len(interactive(chart).data) >= 4
-    assert len(draw(chart).axes) == 2
+    assert [curve.label for curve in by_class.panels[0].curves] == ["facts", "maths"]
+    assert len(interactive(chart).data) >= 2
+    assert [len(draw(one).axes) for one in (chart, by_class)] == [1, 1]
     half = probes(open_store(planted.root).where("document < 80"), "subject", resamples=50)
     assert int(half["count"][0]) == 80
     saved = xr.open_zarr(planted.root / "analysis" / "probes.zarr", consolidated=False)
