@@ -33,7 +33,7 @@ METHOD = (
     " is `intervene` from the start of its first task to its last commit, reading the weights"
     " included. The others are processes that have loaded the model and warmed up; they work one"
     " pass and one document at a time, so in every round they measure {some} of the documents,"
-    " others in every round, and times are compared per token and pass. All take turns in a"
+    " another in every round, and times are compared per token and pass. All take turns in a"
     " shuffled order. Effects and output effects of all contestants agree to 1e-4 · max(1, E)."
     " Layer passes, FLOP (torch's counter, the head apart) and the head's rows are counted in one"
     " document; the bound is {splits} × L(L+1)/2 passes of one line. Memory: another process,"
@@ -52,7 +52,7 @@ class Size:
     growth: tuple[int, int, int]
 
 
-FULL = Size(3, 10, 2, (1, 2, 4))
+FULL = Size(3, 10, 1, (2, 4, 8))
 QUICK = Size(1, 2, 1, (1, 2, 2))
 
 
@@ -230,11 +230,11 @@ def _weights(setting: Setting, ours: OurSweeps) -> list[Finding]:
 
 
 def _growth(ours: OurSweeps, size: Size) -> list[float]:
-    """Seconds per token of 4 n documents over those of n, and of 2 n."""
+    """Seconds per token of 4 n documents over those of n, and of 2 n; one split each."""
     each = []
     for documents in size.growth:
         tokens = sum(map(len, ours.documents[:documents]))
-        each.append(ours.sweep(documents).seconds / tokens)
+        each.append(ours.sweep(documents, splits=str(SPLITS[1])).seconds / tokens)
     return [each[2] / each[0], each[2] / each[1]]
 
 
