@@ -58,7 +58,7 @@ class SweepWorker:
         self.settings, self.clock, self._kind = settings, Clock(), kind
         self._kept: dict[int, nn.Module] = {}
         self._queue: queue.Queue[tuple[Task, Future[tuple[Commit, ...]]] | None] = queue.Queue()
-        self._stopping = threading.Event()
+        self._stopping, self._closing = threading.Event(), threading.Lock()
         self._prefetch = ThreadPoolExecutor(1, "weights")
         self._checked: set[int] = set()
         loaded: Future[None] = Future()
@@ -87,7 +87,10 @@ class SweepWorker:
             Weights cannot be read, or the store cannot be written; finished points are committed.
         """
         future: Future[tuple[Commit, ...]] = Future()
-        self._queue.put((task, future))
+        with self._closing:
+            if self._stopping.is_set():
+                raise Stopped("the worker is closing")
+            self._queue.put((task, future))
         return future.result()
 
     def progress(self) -> tuple[int, Mapping[str, float]]:
@@ -96,9 +99,13 @@ class SweepWorker:
 
     def close(self) -> None:
         """End at the next micro-batch; finished points stay committed."""
-        self._stopping.set()
-        self._queue.put(None)
+        with self._closing:
+            self._stopping.set()
+            self._queue.put(None)
         self._thread.join()
+        while not self._queue.empty():
+            if (item := self._queue.get()) is not None:
+                item[1].set_exception(Stopped("the worker is closing"))
         self._prefetch.shutdown()
         self.equipment.writer.close()
 
@@ -135,7 +142,12 @@ class SweepWorker:
                 item = self._queue.get(timeout=GATHER_SECONDS)
             except queue.Empty:
                 break
-        return [] if self._stopping.is_set() else tasks
+        if not self._stopping.is_set():
+            return tasks
+        # Whoever handed them in waits for an answer.
+        for _, future in tasks:
+            future.set_exception(Stopped("the worker is closing"))
+        return []
 
     def _sweep(self, tasks: list[tuple[Task, Future[tuple[Commit, ...]]]]) -> None:
         sweeps: list[LayeredTask] = []

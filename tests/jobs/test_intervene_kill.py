@@ -46,6 +46,24 @@ def test_killed_again_and_again(tiny_model: Path, tmp_path: Path) -> None:
     assert _arrays(root) == _arrays(other)
 
 
+def test_tasks_that_wait_do_not_hold_a_stop_up(tiny_model: Path, tmp_path: Path) -> None:
+    """One task runs and another waits for the worker when the signal comes."""
+    records: list[dict[str, object]] = [{"text": t} for t in sentences(16, seed=5, longest=30)]
+    data = (str(write_jsonl(tmp_path / "corpus.jsonl", records)),)
+    run = {"engine": "process", "threads": 1, "points": "none", "lens_rows": "none"}
+    extract(ExtractSpec(model=str(tiny_model), data=data, out=tmp_path / "store", **run))
+    process = CONTEXT.Process(target=_sweep, args=(tmp_path / "store", 0.3))
+    process.start()
+    while process.is_alive() and not _reached(tmp_path / "store", 1):
+        time.sleep(0.01)
+    process.terminate()
+    process.join(60)
+    stuck = process.is_alive()
+    process.kill()
+    assert not stuck
+    assert status(tmp_path / "store").effects["skip"].tasks_committed < 8
+
+
 def _committed(root: Path) -> int:
     sweeps = status(root).effects
     return sweeps["skip"].tasks_committed if sweeps else 0
