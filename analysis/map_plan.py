@@ -10,6 +10,7 @@ read once.
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ class Spill:
         self, sources: int, shape: tuple[int, int], in_memory: bool, folder: Path | None
     ) -> None:
         self._scratch = None
+        self._making = threading.Lock()
         self._arrays: list[NDArray[np.float32] | None] = [None] * sources
         self._shape = shape
         if not in_memory:
@@ -129,19 +131,22 @@ class Spill:
             self._scratch.cleanup()
 
     def write(self, source: int, first: int, values: NDArray[Any]) -> None:
-        """Keep columns from ``first`` on of the array of a source."""
-        if self._scratch is None:
-            if self._arrays[source] is None:
-                self._arrays[source] = np.empty(self._shape, np.float32)
+        """Keep columns from ``first`` on of the array of a source; any thread."""
+        array = self._writable(source)
+        array[:, first : first + values.shape[1]] = values
+        if isinstance(array, np.memmap):
+            array.flush()
+
+    def _writable(self, source: int) -> NDArray[np.float32]:
+        # Made once: a second array, or a second truncation, would lose what was written before.
+        with self._making:
+            if self._scratch is not None:
+                path = Path(self._scratch.name) / f"{source}.f32"
+                return np.memmap(path, np.float32, "r+" if path.exists() else "w+", 0, self._shape)
             held = self._arrays[source]
-            assert held is not None
-            held[:, first : first + values.shape[1]] = values
-            return
-        path = Path(self._scratch.name) / f"{source}.f32"
-        mode: Any = "r+" if path.exists() else "w+"
-        file = np.memmap(path, np.float32, mode, shape=self._shape)
-        file[:, first : first + values.shape[1]] = values
-        file.flush()
+            if held is None:
+                held = self._arrays[source] = np.empty(self._shape, np.float32)
+            return held
 
     def read(self, source: int) -> NDArray[np.float32]:
         """The array of a source."""

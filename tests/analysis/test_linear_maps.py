@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from depthscope.analysis.linear_maps import linear_maps
-from depthscope.analysis.map_plan import Plan, Run
+from depthscope.analysis.map_plan import Plan, Run, Spill
 from depthscope.analysis.shared_documents import share_documents
 from depthscope.analysis.store import open as open_store
 from depthscope.storage.errors import RequestError
@@ -336,3 +338,24 @@ def test_bad_requests(case: Case, tmp_path: Path) -> None:
     none: SmallStore = store(tmp_path / "none", b, sizes, token_ids=np.full(sum(sizes), 77))
     with pytest.raises(RequestError, match="no rows of the two stores pair by tokens"):
         linear_maps(case.runs[0], open_store(none.root))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_what_threads_spill_is_all_there(in_memory: bool, tmp_path: Path) -> None:
+    """Whoever writes first makes the array; the others must find it, not make another."""
+    threads, rounds = 8, 40
+    with (
+        Spill(rounds, (16, threads), in_memory, tmp_path) as spill,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        for source in range(rounds):
+            start = threading.Barrier(threads)
+
+            def write(column: int, source: int = source, start: threading.Barrier = start) -> None:
+                start.wait()
+                spill.write(source, column, np.full((16, 1), column + 1.0))
+
+            list(pool.map(write, range(threads)))
+            np.testing.assert_array_equal(
+                spill.read(source), np.tile(np.arange(1.0, threads + 1), (16, 1))
+            )
