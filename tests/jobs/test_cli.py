@@ -46,6 +46,7 @@ def test_a_store_by_default_on_ray(
         "tasks_total": answer["tasks"],
         "tasks_committed": answer["tasks"],
         "tasks_begun": 0,
+        "effects": {},
         "share_committed": 1.0,
         "problems": [],
     }
