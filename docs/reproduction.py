@@ -179,7 +179,7 @@ def verdicts(parts: xr.Dataset, pairs: xr.Dataset) -> dict[str, str]:
         + (
             ", where the second half goes dark."
             if future[0] < 0.25
-            else ", where the second half goes dark; **here it does not**."
+            else ", where the second half goes dark; **here it only weakens**."
         ),
         "output_verdict": (
             f"The second half moves predictions {_number(every[1])} times as much as the first "
