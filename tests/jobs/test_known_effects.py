@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def study(tmp_path: Path) -> Callable[[torch.nn.Module], tuple[Path, Sweep]]:
         )
 
         def sweep(**options: Any) -> xr.Dataset:
-            name = "-".join(str(value) for value in options.values()).replace(",", "-") or "plain"
+            name = "-".join(re.findall(r"\w+", repr(tuple(options.values())))) or "plain"
             intervene(root, InterveneSpec(name=name, engine="process", threads=1, **options))
             path = root / "effects" / f"{name}.zarr"
             return xr.open_zarr(path, consolidated=False).load()
