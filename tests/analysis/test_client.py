@@ -78,7 +78,8 @@ def test_a_client_of_the_notebook_is_used() -> None:
         assert where() == os.getpid()
 
 
-def test_nobody_answers() -> None:
+def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("depthscope.analysis.client.PATIENCE", 2)
     with (
         pytest.raises(RequestError, match="no Dask scheduler answers there"),
         compute_on("tcp://127.0.0.1:9"),
