@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from depthscope.pipeline.checkpoint import read_json
 from depthscope.pipeline.costs import ModelCosts, model_costs
 from depthscope.pipeline.description import load_config
 from depthscope.pipeline.memory import Residual, SweepNeeds
@@ -64,9 +63,10 @@ def lay_over_devices(spec: ExtractSpec, record: RunRecord, folder: Path, open_ta
         There are fewer layers than stages, weights are quantised, or the budget holds not even
         the smallest schedule; says how much would.
     """
-    if record.model.get("quantisation") is not None:
+    quantisation = record.model.get("quantisation")
+    if quantisation is not None:
         if spec.schedule in ("staged", "sweep"):
-            refuse_quantised(read_json(folder / "config.json"), folder, RESIDENT_ONLY)
+            refuse_quantised(str(quantisation), folder, RESIDENT_ONLY)
         return Layout("resident")
     if spec.schedule == "staged":
         return Layout("staged", stages=_stages(spec, int(record.model["layers"])))

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import read_json
 from .conversion import ALL, Conversion, Rows, refuse_missing
 from .description import DTYPES, ModelInfo
 from .frame import Frame, place_buffers
@@ -64,7 +63,7 @@ class LayerLoader:
     """
 
     def __init__(self, folder: Path, info: ModelInfo, trust_remote_code: bool = False) -> None:
-        refuse_quantised(read_json(folder / "config.json"), folder, RESIDENT_ONLY)
+        refuse_quantised(info.quantisation, folder, RESIDENT_ONLY)
         self.info, self.folder = info, folder
         self._reader = WeightReader(folder)
         self.skeleton = Skeleton(folder, info, trust_remote_code)

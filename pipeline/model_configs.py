@@ -20,7 +20,7 @@ from .checkpoint import read_json, stored_tensors
 from .demo_model import demo_folder
 from .description import load_config, one_line, resolve_dtype
 from .hub import hub_folder
-from .quantisation import refuse_quantised
+from .quantisation import quantisation, refuse_quantised
 
 _QUANTISED = "a copy of the weights in 16 bits: they are published quantised with {}"
 
@@ -85,7 +85,9 @@ def find_config(
         return NamedConfig(name, config, resolve_dtype(dtype, config, []), None, note)
     folder = path if path.is_dir() else _folder(model, trust_remote_code)
     refuse_quantised(
-        read_json(folder / "config.json"), folder, "whose costs the plan does not know"
+        quantisation(read_json(folder / "config.json")),
+        folder,
+        "whose costs the plan does not know",
     )
     config = load_config(folder, trust_remote_code).get_text_config()
     named = getattr(config, "dtype", None) or dtype

@@ -26,12 +26,11 @@ def quantisation(config: dict[str, Any]) -> str | None:
     return str(scheme.get("quant_method", "unnamed")) if isinstance(scheme, dict) else str(scheme)
 
 
-def refuse_quantised(config: dict[str, Any], folder: Path, reason: str = "") -> None:
-    """Raise RequestError, naming the scheme, if a config says that its weights are quantised."""
-    if (method := quantisation(config)) is not None:
-        because = f", {reason}" if reason else ""
+def refuse_quantised(method: str | None, folder: Path, reason: str) -> None:
+    """Raise RequestError, naming the scheme, unless weights are plain."""
+    if method is not None:
         raise RequestError(
-            f"model folder {folder} holds weights quantised with {method}{because}; {_MEND}"
+            f"model folder {folder} holds weights quantised with {method}, {reason}; {_MEND}"
         )
 
 
@@ -63,7 +62,9 @@ def check_runs_here(config: dict[str, Any], folder: Path, dtype: str) -> None:
         )
     except Exception as error:  # Every scheme has errors of its own.
         words = " ".join(str(error).split())[:200]
-        refuse_quantised(config, folder, f"which transformers does not run here ({words})")
+        refuse_quantised(
+            quantisation(config), folder, f"which transformers does not run here ({words})"
+        )
 
 
 def _scheme(config: dict[str, Any]) -> Any:
