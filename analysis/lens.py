@@ -80,11 +80,35 @@ def lens(run: Run, source: Source = "statistics", **settings: Any) -> xr.Dataset
 
 
 @dataclass(frozen=True, eq=False)
-class ActivationValues:
-    """Lens values computed from stored residuals, a slice of rows at a time."""
+class ResidualLogits:
+    """Logits of stored residuals at every stored point, a slice of rows at a time."""
 
     residual: StoredArray
     head: HeadLogits
+
+    @property
+    def axis(self) -> RowAxis:
+        """Rows whose residual is stored."""
+        return self.residual.axis
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(point,)."""
+        return self.residual.shape[:1]
+
+    @property
+    def slice_rows(self) -> int:
+        """Rows that fit into memory at a time."""
+        return max(1, LOGIT_BYTES // (4 * self.head.vocabulary * self.shape[0]))
+
+    def logits(self, h: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(point, rows, vocabulary) of streams (point, rows, hidden)."""
+        points, rows, hidden = h.shape
+        return self.head.logits(h.reshape(-1, hidden)).reshape(points, rows, -1)
+
+
+class ActivationValues(ResidualLogits):
+    """Lens values computed from stored residuals."""
 
     names = tuple(MEASURES)
 
@@ -108,28 +132,10 @@ class ActivationValues:
             residual = run.at(run.stored("kl").axis.index.to_numpy()).stored("residual")
         return cls(residual, HeadLogits(run.snapshots[0].root))
 
-    @property
-    def axis(self) -> RowAxis:
-        """Rows whose residual is stored."""
-        return self.residual.axis
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(point,)."""
-        return self.residual.shape[:1]
-
-    @property
-    def slice_rows(self) -> int:
-        """Rows that fit into memory at a time."""
-        return max(1, LOGIT_BYTES // (4 * self.head.vocabulary * self.shape[0]))
-
     def read(self, piece: Piece) -> NDArray[Any]:
         """(4, point, rows) float32."""
-        h = self.residual.read(piece, as_float32=True)
-        points, rows, hidden = h.shape
-        logits = self.head.logits(h.reshape(-1, hidden)).reshape(points, rows, -1)
         # The last point is the final distribution, because stored points ascend.
-        return compare_with_last(logits)
+        return compare_with_last(self.logits(self.residual.read(piece, as_float32=True)))
 
 
 def compare_with_last(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,15 +9,15 @@ of them. Source of the lens and of the recipe ``sgd``: Belrose et al. 2023.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from depthscope.storage.errors import RequestError
 from depthscope.storage.head import Head
 from numpy.typing import NDArray
+
+from .torch_device import open_device
 
 Float32 = NDArray[np.float32]
 Optimizer = Literal["adamw", "sgd"]
@@ -59,17 +59,7 @@ class LensDevice:
     """
 
     def __init__(self, head: Head, device: str) -> None:
-        # This package does without torch; only who trains a lens has to have it.
-        self.torch = importlib.import_module("torch")
-        try:
-            self.device = self.torch.device(device)
-            self.torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise RequestError(
-                f"device {device!r} cannot be used ({str(error).splitlines()[0]}); use cpu, or "
-                "leave --device away"
-            ) from None
-        self.torch.backends.cuda.matmul.allow_tf32 = False
+        self.torch, self.device = open_device(device, "use cpu, or leave --device away")
         self._head = head
         self._unembedding = self.put(head.unembedding)
         self._weight = self.put(head.weight)

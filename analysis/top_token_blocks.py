@@ -11,6 +11,7 @@ from depthscope.storage.shard_reader import widen
 from numpy.typing import NDArray
 
 from .guesses import Ints, largest, next_tokens, rank_of
+from .last_point import residual_to_the_last
 from .logits import HeadLogits
 from .rows import RowAxis
 from .snapshot import Snapshot
@@ -46,14 +47,8 @@ class TopTokenBlocks:
             There are no residuals, the last point is not among them, there is no head, or no row.
         """
         root = run.snapshots[0].root
-        residual, head = run.stored("residual"), HeadLogits(root)
-        if run.layers not in run.points:
-            raise RequestError(
-                f"{root}: the last point, {run.layers}, is not stored, so the final prediction is "
-                "unknown: extract with --points that have it"
-            )
-        if not len(residual.axis):
-            raise RequestError(f"{root} has no stored rows: nothing is committed yet, or selected")
+        residual = residual_to_the_last(run, "the final prediction is unknown")
+        head = HeadLogits(root)
         if head.vocabulary < 2:
             raise RequestError(f"{root}: the head has {head.vocabulary} tokens, and ranks need two")
         return cls(residual, tuple(run.snapshots), head, run.points, translators)

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from depthscope.storage.errors import RequestError
 from numpy.typing import NDArray
 
 from .products import Float64
+from .torch_device import open_device
 
 
 class TorchProducts:
     """On a torch device: ``cpu``, ``cuda``, ``cuda:1`` …"""
 
     def __init__(self, device: str) -> None:
-        # This package does without torch; only who names a device has to have it.
-        self._torch = importlib.import_module("torch")
         self.name = device
-        try:
-            self._device = self._torch.device(device)
-            self._torch.zeros(1, device=self._device)
-        except (RuntimeError, AssertionError) as error:
-            raise RequestError(
-                f"device {device!r} cannot be used ({str(error).splitlines()[0]}); leave --device "
-                "away to compute with numpy"
-            ) from None
-        self._torch.backends.cuda.matmul.allow_tf32 = False
+        self._torch, self._device = open_device(device, "leave --device away to compute with numpy")
 
     def each(self, work: Callable[[int], None], numbers: Iterable[int]) -> None:
         """Call for every number in order: the device is busy with each."""

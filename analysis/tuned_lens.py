@@ -22,16 +22,16 @@ from depthscope.storage.errors import RequestError
 from depthscope.storage.head import Head
 from numpy.typing import NDArray
 
-from .lens import LOGIT_BYTES, compare_with_last
+from .last_point import residual_to_the_last
 from .lens import MEASURES as LENS
+from .lens import ResidualLogits, compare_with_last
 from .lens_descent import RATES, Optimizer, Recipe
 from .lens_rows import LensRows
 from .lens_training import Training
 from .logits import HeadLogits
 from .results import Provenance, result_place
-from .rows import Piece, RowAxis
+from .rows import Piece
 from .store import Run
-from .stored_arrays import StoredArray
 from .summary import Measure, Settings, Summary
 from .translators import Translators
 
@@ -138,7 +138,7 @@ def tuned_lens(
     """
     chosen, lens = Settings(**settings), training or LensSettings()
     lens.check()
-    residual = _residual(run)
+    residual = residual_to_the_last(run, "there is nothing to tune a lens to")
     head = Head.load(run.snapshots[0].root)
     rate = RATES[lens.optimizer] if lens.learning_rate is None else lens.learning_rate
     parameters = {**asdict(lens), "learning_rate": rate, "revision": REVISION,
@@ -161,18 +161,6 @@ def tuned_lens(
         values = LensValues(held_out, HeadLogits(run.snapshots[0].root), translators, run.points)
         summary = replace(summary, attributes=_said(run, translators, rows))
         return summary.result(run, values, chosen)
-
-
-def _residual(run: Run) -> StoredArray:
-    root, residual = run.snapshots[0].root, run.stored("residual")
-    if run.layers not in run.points:
-        raise RequestError(
-            f"{root}: the last point, {run.layers}, is not stored, so there is nothing to tune a "
-            "lens to: extract with --points that have it"
-        )
-    if not len(residual.axis):
-        raise RequestError(f"{root} has no stored rows: nothing is committed yet, or selected")
-    return residual
 
 
 @contextmanager
@@ -200,30 +188,13 @@ def _said(run: Run, translators: Translators, rows: LensRows) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class LensValues:
-    """Values of both lenses, computed from stored residuals a slice of rows at a time."""
+class LensValues(ResidualLogits):
+    """Values of both lenses, computed from the stored residuals of held-out rows."""
 
-    residual: StoredArray
-    head: HeadLogits
     translators: Translators
     points: tuple[int, ...]
 
     names = tuple(MEASURES)
-
-    @property
-    def axis(self) -> RowAxis:
-        """Held-out rows."""
-        return self.residual.axis
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(point,)."""
-        return self.residual.shape[:1]
-
-    @property
-    def slice_rows(self) -> int:
-        """Rows that fit into memory at a time."""
-        return max(1, LOGIT_BYTES // (4 * self.head.vocabulary * self.shape[0]))
 
     def read(self, piece: Piece) -> NDArray[Any]:
         """(10, point, rows) float32."""
@@ -235,8 +206,7 @@ class LensValues:
 
     def _values(self, h: NDArray[np.float32]) -> NDArray[np.float32]:
         """The five values of one lens, (5, point, rows)."""
-        points, rows, hidden = h.shape
-        logits = self.head.logits(h.reshape(-1, hidden)).reshape(points, rows, -1)
+        logits = self.logits(h)
         found = compare_with_last(logits)
         # The comparison leaves log-probabilities behind.
         final = np.exp(logits[-1])
