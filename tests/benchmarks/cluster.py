@@ -74,6 +74,14 @@ class ClusterRun:
         return max(self.peaks[pid] for pid in {commit.pid for commit in self.commits})
 
 
+def whole_rate(commits: Sequence[Commit]) -> float:
+    """Tokens per second from the beginning of the first micro-batch to the last commit."""
+    started = min(float(commit.timings["started"]) for commit in commits)
+    finished = max(float(commit.timings["finished"]) for commit in commits)
+    rows = sum(commit.rows_run for commit in commits if commit.points[0] == 0)
+    return rows / (finished - started)
+
+
 def extract(
     setting: Setting, corpus: Path, out: Path, *, watch: bool = False, **options: object
 ) -> ClusterRun:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cluster
 import corpora
 import machine
@@ -60,7 +62,7 @@ def run(setting: Setting) -> Section:
     for _ in range(1 if quick else 3):
         for model in (tiny, large):
             done = cluster.extract(
-                Setting(**(vars(setting) | {"model": model})),
+                replace(setting, model=model),
                 corpus,
                 setting.scratch / "store",
                 watch=True,
@@ -72,10 +74,7 @@ def run(setting: Setting) -> Section:
             )
             peaks[model.name].append(done.worker_peak() / 1e9)
             cluster.remove(setting.scratch / "store")
-        started = min(float(commit.timings["started"]) for commit in done.commits)
-        finished = max(float(commit.timings["finished"]) for commit in done.commits)
-        rows = sum(commit.rows_run for commit in done.commits if commit.points[0] == 0)
-        rates.append(rows / (finished - started))
+        rates.append(cluster.whole_rate(done.commits))
         read.append(sum(commit.bytes_read for commit in done.commits) / 1e9)
     return _section(setting, shape, peaks, rates, read)
 

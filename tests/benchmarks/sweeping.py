@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cluster
@@ -96,7 +97,7 @@ def _curve(setting: Setting, curve: tuple[int, ...]) -> tuple[Rates, list[float]
         for turn in range(setting.scale.rounds):
             for kind in ("sweep", "resident") if turn % 2 else ("resident", "sweep"):
                 commits = _extract(setting, corpus, kind)
-                rates[rows][kind].append(_rate(commits))
+                rates[rows][kind].append(cluster.whole_rate(commits))
                 if kind == "sweep":
                     read.append(sum(commit.bytes_read for commit in commits) / weights)
     return rates, read
@@ -121,13 +122,6 @@ def _extract(setting: Setting, corpus: Path, schedule: str) -> list[Commit]:
     commits = list(CommitLog(out).commits())
     cluster.remove(out)
     return commits
-
-
-def _rate(commits: list[Commit]) -> float:
-    started = min(float(commit.timings["started"]) for commit in commits)
-    finished = max(float(commit.timings["finished"]) for commit in commits)
-    rows = sum(commit.rows_run for commit in commits if commit.points[0] == 0)
-    return rows / (finished - started)
 
 
 def _curve_findings(
@@ -167,7 +161,7 @@ def _bounded(
         for kind in list(runs) if turn % 2 else list(runs)[::-1]:
             model, options = runs[kind]
             done = cluster.extract(
-                Setting(**(vars(setting) | {"model": setting.scratch / model})),
+                replace(setting, model=setting.scratch / model),
                 corpus,
                 setting.scratch / "store",
                 watch=True,
@@ -177,7 +171,7 @@ def _bounded(
                 **options,
             )
             peaks[kind].append(done.worker_peak() / 1e6)
-            rates[kind].append(_rate(list(done.commits)))
+            rates[kind].append(cluster.whole_rate(done.commits))
             cluster.remove(setting.scratch / "store")
     return peaks, rates
 
