@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
 @_quiet_flag
 def extract(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> int:
     """Run a model over a corpus into a store; the same command resumes it."""
-    from .extract import extract as run
+    from .extraction import extract as run
 
     spec = ExtractSpec(**resolve(ExtractSpec, config, given))
     result = run(spec, progress=_progress(quiet))
@@ -88,7 +88,7 @@ def extract(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> in
 @_quiet_flag
 def intervene(store: Path, config: Path | None, as_json: bool, quiet: bool, **given: Any) -> int:
     """Change one layer after the other and measure what that changes; the same command resumes."""
-    from .intervene import intervene as run
+    from .effects_run import intervene as run
 
     spec = InterveneSpec(**resolve(InterveneSpec, config, given))
     result = run(store, spec, progress=_progress(quiet))

@@ -8,7 +8,7 @@ from typing import Literal
 from depthscope.analysis import analyze, findings, open_result, write_report
 from depthscope.pipeline.demo_corpus import make_demo_corpus
 
-from .extract import extract
+from .extraction import extract
 from .progress import Progress
 from .spec import ExtractSpec
 

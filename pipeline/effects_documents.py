@@ -24,7 +24,7 @@ from depthscope.storage.token_table import TokenTable
 from numpy.typing import NDArray
 
 from .equipment import Equipment
-from .part import hardware
+from .hardware import hardware
 from .write_behind import TaskFiles
 
 

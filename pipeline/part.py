@@ -16,11 +16,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from depthscope.storage.arrays import ArrayPlan
 from depthscope.storage.commits import Commit, CommitLog
 from depthscope.storage.tasks import Task
@@ -31,6 +29,7 @@ from .batches import Batch
 from .capture import OnLayer, OnPoint
 from .equipment import Equipment
 from .faults import NonFiniteError, count_nonfinite
+from .hardware import hardware
 from .needs import stored_ranges
 from .placement import StoredRange
 from .recorders import LensRecorder, StatisticsRecorder
@@ -39,18 +38,6 @@ from .write_behind import TaskFiles
 
 #: Runs the part's layers over a batch: calls back for every point and layer of the part.
 RunLayers = Callable[[OnPoint | None, OnLayer | None], None]
-
-
-def hardware(threads: int) -> dict[str, Any]:
-    """What decides the last bit of a number: device kind, threads and libraries."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {
-        "device": device,
-        "threads": threads if device == "cpu" else 0,
-        "capability": torch.backends.cpu.get_cpu_capability() if device == "cpu" else "",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 @dataclass

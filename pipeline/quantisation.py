@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from depthscope.storage.errors import RequestError
-from transformers.quantizers import AutoHfQuantizer
 
 #: Why what takes layers one by one refuses them.
 RESIDENT_ONLY = "which only extract --schedule resident can run"
@@ -54,6 +53,9 @@ def check_runs_here(config: dict[str, Any], folder: Path, dtype: str) -> None:
     scheme = _scheme(config)
     if not scheme:
         return
+    # Imported here, since it takes over a second and few checkpoints need it.
+    from transformers.quantizers import AutoHfQuantizer
+
     device: str | int = 0 if torch.cuda.is_available() else "cpu"
     try:
         quantizer = AutoHfQuantizer.from_config(scheme, pre_quantized=True)

@@ -14,7 +14,7 @@ from depthscope.storage.verify import verify
 from ..conftest import sentences, write_jsonl
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["depthscope.jobs.extract", "transformers.models.llama"])
+CONTEXT.set_forkserver_preload(["depthscope.jobs.extraction", "transformers.models.llama"])
 
 #: Exit code of a request that was refused.
 REFUSED = 2

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from depthscope.jobs.extract import extract
+from depthscope.jobs import extract
 from depthscope.jobs.plan_build import build_plan
 from depthscope.jobs.plan_spec import PlanSpec
 from depthscope.jobs.plan_store import plan_of_store

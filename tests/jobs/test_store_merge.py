@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from depthscope.jobs import extract
 from depthscope.jobs.cli import main
-from depthscope.jobs.extract import extract
 from depthscope.jobs.spec import ExtractSpec
 
 from ..conftest import sentences, write_jsonl

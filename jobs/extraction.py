@@ -13,7 +13,7 @@ from pathlib import Path
 
 from depthscope.pipeline.carried import CarriedFiles
 from depthscope.pipeline.equipment import WorkerSettings
-from depthscope.pipeline.part import hardware
+from depthscope.pipeline.hardware import hardware
 from depthscope.storage.commits import Commit, CommitLog, invalid_documents
 from depthscope.storage.errors import RequestError, WorkFailed
 from depthscope.storage.layout import StorePaths
