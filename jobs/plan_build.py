@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from depthscope.pipeline.calibrate import Calibration, calibrate, remembered
+from depthscope.pipeline.calibrate import calibrate
+from depthscope.pipeline.calibration import Calibration, remembered
 from depthscope.pipeline.checkpoint import tokenizer_digest
 from depthscope.pipeline.corpus_size import corpus_size
 from depthscope.pipeline.costs import ModelCosts, model_costs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from depthscope.pipeline.calibrate import remembered
+from depthscope.pipeline.calibration import remembered
 from depthscope.pipeline.costs import ModelCosts
 from depthscope.pipeline.devices import Devices, present_devices
 from depthscope.pipeline.plan import Plan

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from depthscope.storage.errors import RequestError
 
 from .batches import Batch
+from .calibration import SweepTimes
 from .costs import ModelCosts
 from .description import DTYPES, describe_model
 from .layer_loader import LayerLoader
@@ -17,22 +17,6 @@ from .model_configs import NamedConfig
 
 #: Layers that are loaded, each twice: the first time brings them into the page cache.
 _LAYERS = 3
-
-
-@dataclass(frozen=True)
-class SweepTimes:
-    """Seconds of a sweep's own work.
-
-    Attributes
-    ----------
-    load
-        For a byte of a layer's weights, from the page cache to a module.
-    call
-        For a row of a layer: looking for values that are not finite.
-    """
-
-    load: float
-    call: float
 
 
 def measure_sweep(

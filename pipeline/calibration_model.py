@@ -25,6 +25,7 @@ from depthscope.storage.errors import RequestError
 from torch import nn
 
 from .batches import Batch, Piece, micro_batches, windows
+from .calibration import ModelTimes
 from .calibration_parts import lens_seconds, plane_seconds, product_rate, statistics_seconds
 from .capture import capture
 from .costs import LayerCosts, ModelCosts
@@ -38,37 +39,6 @@ from .workload import CorpusSize, Selection
 _LEAST_BYTES = 512 << 20
 _MOST_BATCHES = 4
 _VOCABULARY = 1024
-
-
-@dataclass(frozen=True)
-class ModelTimes:
-    """Seconds of one worker's threads, for one row.
-
-    Attributes
-    ----------
-    layers
-        Of each layer.
-    frame
-        Of embedding, masks and final norm together.
-    plane
-        Of copying one plane into the block of stored rows.
-    statistics
-        Of one layer's statistics.
-    lens
-        Of lens values at all points, for a row that gets them.
-    products
-        GFLOP/s by shape (out × in) of the layers' matrix products at a micro-batch's rows.
-    held
-        Layers that were really run; 0: they are too large, and were added up from products.
-    """
-
-    layers: tuple[float, ...]
-    frame: float
-    plane: float
-    statistics: float
-    lens: float
-    products: dict[str, float]
-    held: int
 
 
 def measure_model(

@@ -53,6 +53,10 @@ class LayerStack:
         self._loader, self._frame, self.device = loader, frame, device
         self._first = numbers[0]
 
+    def ready(self, batch: Batch, hidden: Tensor) -> Family:
+        """What is known of the layers before a batch runs through them: their family."""
+        return self.family
+
     def run(
         self,
         batch: Batch,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from .calibrate import Calibration
+from .calibration import Calibration
 from .costs import ModelCosts
 from .devices import Devices
 from .workload import CorpusSize, Selection

@@ -10,26 +10,23 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import torch
 from depthscope.storage.commits import Commit
 from depthscope.storage.errors import Stopped
 from depthscope.storage.run_record import RunRecord
 from depthscope.storage.tasks import Selections, Task
-from torch import Tensor, nn
+from torch import nn
 
-from .batches import Batch
-from .capture import OnLayer, OnPoint
+from .checked_stack import CheckedStack
 from .clock import Clock
 from .description import ModelInfo
 from .equipment import Equipment, WorkerSettings
 from .expert_loader import has_experts
 from .expert_streaming import StreamedStack
 from .layer_loader import LayerLoader
-from .layer_stack import LayerStack
 from .layered_task import Effects, Extractions, LayeredTask
 from .read_meter import ReadMeter
 
@@ -239,21 +236,18 @@ class SweepWorker:
 
     def _guarded(self, sweep: LayeredTask, layer: int, block: nn.Module) -> None:
         """One task's share of a layer; its failure is its own."""
-        stack = _CheckedStack(
-            self.loader, self.frame, {layer: block}, self.equipment.device, before=self._before_run
+        stack = CheckedStack(
+            self.loader,
+            self.frame,
+            {layer: block},
+            self.equipment.device,
+            checked=self._checked,
+            closing=self._stopping.is_set,
         )
         try:
             sweep.run_layer(layer, stack)
         except Exception as error:
             sweep.fail(error)
-
-    def _before_run(self, stack: LayerStack, batch: Batch, hidden: Tensor) -> None:
-        if self._stopping.is_set():
-            raise Stopped("the worker is closing")
-        (layer,) = stack.blocks
-        if layer not in self._checked:
-            stack.check_identity(batch, hidden)
-            self._checked.add(layer)
 
     def _finish(self, sweeps: list[LayeredTask]) -> None:
         """What needs the head comes last: it takes the place of the layers."""
@@ -263,27 +257,6 @@ class SweepWorker:
                 sweep.finish(head)
             except Exception as error:
                 sweep.fail(error)
-
-
-class _CheckedStack(LayerStack):
-    """A stack that looks before it runs: whether the worker closes, whether the layer is known."""
-
-    def __init__(
-        self, *arguments: Any, before: Callable[[LayerStack, Batch, Tensor], None]
-    ) -> None:
-        super().__init__(*arguments)
-        self._before = before
-
-    def run(
-        self,
-        batch: Batch,
-        hidden: Tensor,
-        on_point: OnPoint | None = None,
-        on_layer: OnLayer | None = None,
-    ) -> Tensor:
-        """Take the stream of a batch through the layer."""
-        self._before(self, batch, hidden)
-        return super().run(batch, hidden, on_point, on_layer)
 
 
 def together(tasks: Sequence[LayeredTask], layer: int) -> list[LayeredTask]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from depthscope.pipeline.calibrate import Calibration, calibrate, remembered
+from depthscope.pipeline.calibrate import calibrate
+from depthscope.pipeline.calibration import Calibration, remembered
 from depthscope.pipeline.calibration_disk import measure_disk
 from depthscope.pipeline.calibration_model import sample_batches
 from depthscope.pipeline.costs import ModelCosts, model_costs
