@@ -9,12 +9,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from depthscope.storage.effects import EFFECTS, NOISE, OUTPUTS, EffectsRecord, EffectsTask
+from depthscope.storage.effects import (
+    EFFECTS,
+    NOISE,
+    OUTPUTS,
+    EffectsRecord,
+    EffectsTask,
+    effects_plans,
+)
 from numpy.typing import NDArray
 from torch import Tensor
 
 from .interventions import Branch
-from .placed_head import PlacedHead
 from .statistics import SMALLEST_NORM
 
 
@@ -38,6 +44,22 @@ class EffectTable:
         for name, axes in NOISE.items():
             self.arrays[name] = np.full([sizes[axis] for axis in axes], np.nan, np.float32)
         self._first_source = task.sources[0]
+        self._axes = _document_axes(record)
+
+    def take(self, documents: tuple[int, int]) -> dict[str, Tensor]:
+        """What was noted of some documents of the task (first and last, end excluded), by array."""
+        return {
+            name: torch.from_numpy(array[self._of(name, documents)])
+            for name, array in self.arrays.items()
+        }
+
+    def put(self, documents: tuple[int, int], noted: Mapping[str, Tensor]) -> None:
+        """Take over what another table noted of these documents."""
+        for name, values in noted.items():
+            self.arrays[name][self._of(name, documents)] = values.numpy()
+
+    def _of(self, name: str, documents: tuple[int, int]) -> tuple[slice, ...]:
+        return (*[slice(None)] * self._axes[name], slice(*documents))
 
     def _place(self, branch: Branch) -> tuple[int, ...]:
         scope, kind, part, split, source = branch.where
@@ -102,6 +124,7 @@ class ErasureTable(EffectTable):
             "noise_output_l2_max": np.full((1, documents), np.nan, np.float32),
         }
         self._first_source = task.sources[0]
+        self._axes = _document_axes(record)
 
     def effects(
         self, layer: int, base: Tensor, changed: Tensor, branches: Sequence[Branch]
@@ -118,6 +141,11 @@ class ErasureTable(EffectTable):
         self.arrays["output_l2"][place] = float(distance.max())
 
 
+def _document_axes(record: EffectsRecord) -> dict[str, int]:
+    plans = effects_plans(record).items()
+    return {name: plan.dimensions.index("document") for name, plan in plans}
+
+
 def relative_change(base: Tensor, changed: Tensor) -> Tensor:
     """‖c − c'‖ / max(‖c‖, 1e-6) at every position; (…, width, d) float32 → (…, width)."""
     norms: Tensor = torch.linalg.vector_norm(base, dim=-1).clamp_min(SMALLEST_NORM)
@@ -132,38 +160,3 @@ def over_positions(ratio: Tensor, measures: Sequence[Tensor]) -> tuple[list[floa
     largest = ratio.masked_fill(~masks, -torch.inf).amax(1)
     mean = ratio.masked_fill(~masks, 0.0).sum(1, dtype=torch.float64) / counts
     return largest.cpu().tolist(), mean.cpu().tolist()
-
-
-def compare_outputs(
-    head: PlacedHead, base: Tensor, lines: Tensor, budget_bytes: int
-) -> tuple[Tensor, Tensor]:
-    """How far the next-token distributions of lines are from the baseline's.
-
-    Parameters
-    ----------
-    base
-        (positions, d), the baseline's stream at point L.
-    lines
-        (n, positions, d), the branches'.
-    budget_bytes
-        Largest total size of arrays of positions × vocabulary.
-
-    Returns
-    -------
-    tuple of Tensor
-        (n, positions) float32 each: ‖p − p'‖₂ and KL(p ‖ p') in nats.
-    """
-    n, positions = lines.shape[:2]
-    distance = torch.empty((n, positions))
-    divergence = torch.empty((n, positions))
-    # The baseline's logarithms and probabilities, a line's two, and their difference.
-    step = max(1, budget_bytes // (5 * 4 * head.vocabulary))
-    for first in range(0, positions, step):
-        part = slice(first, min(first + step, positions))
-        log_p = head.logits(base[part]).log_softmax(-1)
-        p = log_p.exp()
-        for number in range(n):
-            log_q = head.logits(lines[number, part]).log_softmax(-1)
-            divergence[number, part] = (p * (log_p - log_q)).sum(-1).clamp_min(0.0).cpu()
-            distance[number, part] = torch.linalg.vector_norm(p - log_q.exp(), dim=-1).cpu()
-    return distance, divergence

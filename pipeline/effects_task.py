@@ -7,10 +7,9 @@ weights are then read once for the whole matrix.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 
-import torch
 from depthscope.storage.commits import Commit
 from depthscope.storage.effects import EffectsRecord
 from depthscope.storage.errors import RequestError
@@ -21,6 +20,7 @@ from .batches import Batch
 from .branch_plan import branches_of, erasures_of, local_cases
 from .effect_table import EffectTable, ErasureTable
 from .effects_documents import EffectsDocument, commit_effects, documents_of
+from .effects_unit import EffectsUnit
 from .equipment import Equipment
 from .forked_group import ForkedGroup
 from .frame import Frame
@@ -57,12 +57,17 @@ class EffectsWork:
         self._documents = documents_of(equipment, record, self.task)
         self._call_tokens = int(record.identity_fields["batch_tokens"])
         self._replacements = replacements
-        self._groups = self._grouped()
-        self._locals = self._local()
-        self._first = {d: g for g in reversed(self._groups) for d in g.documents if not g.begin}
-        self._stacks: dict[int, LayerStack] = {}
-        programs = [b.program for g in self._groups for b in g.branches if b.program]
-        self._span = max((p.last - p.first for p in programs), default=1)
+        self.units = self._units()
+
+    def _units(self) -> list[EffectsUnit]:
+        """A document's groups together, in order."""
+        together: list[list[ForkedGroup]] = []
+        for group in self._grouped():
+            if together and together[-1][-1].documents[-1] == group.documents[0]:
+                together[-1].append(group)
+            else:
+                together.append([group])
+        return [EffectsUnit(groups, self._local(groups), self.table) for groups in together]
 
     def _grouped(self) -> list[ForkedGroup]:
         """Branches in calls of about so many tokens; a document's first group begins at 0."""
@@ -105,32 +110,24 @@ class EffectsWork:
         lengths = [len(self._documents[d].ids) for d in documents]
         return ForkedGroup(documents, lengths, branches, begin, self._replacements, self.table)
 
-    def _local(self) -> dict[int, LocalEffects]:
+    def _local(self, groups: Sequence[ForkedGroup]) -> dict[int, LocalEffects]:
         found = {}
-        for number, document in enumerate(self._documents):
+        for number in {document: None for group in groups for document in group.documents}:
+            document = self._documents[number]
             cases = local_cases(self.record, self.task, number, len(document.ids), document.splits)
             if cases:
                 lines = self._call_tokens // len(document.ids)
                 found[number] = LocalEffects(cases, lines, self.table)
-        for group in self._groups:
-            if found and not group.begin:
-                group.on_added = self._keep
         return found
-
-    def _keep(self, layer: int, document: int, a: Tensor, m: Tensor) -> None:
-        if document in self._locals:
-            self._locals[document].keep(layer, a, m)
 
     def embed(self, frame: Frame) -> None:
         """Point 0 of every document."""
-        for group in self._groups:
-            if group.begin:
-                continue
-            ids = torch.zeros((group.bases, group.width), dtype=torch.int64)
-            for line, number in enumerate(group.documents):
-                document = self._documents[number].ids
-                ids[line, : len(document)] = document
-            group.start(frame.embed(Batch(ids, None, (), ())))
+        for unit in self.units:
+            self.embed_unit(unit, frame)
+
+    def embed_unit(self, unit: EffectsUnit, frame: Frame) -> None:
+        """Point 0 of a unit's documents."""
+        unit.embed(frame, self._documents)
 
     def streams(self) -> Iterable[tuple[Batch, Tensor]]:
         """None: its branches need whole layers."""
@@ -138,48 +135,34 @@ class EffectsWork:
             "interventions need whole layers in memory: allow more --memory, or a smaller model"
         )
 
-    @torch.inference_mode()
     def run_layer(self, layer: int, stack: LayerStack) -> None:
-        """Take every group, and every local case, through a layer."""
-        family = stack.family
-        self._stacks[layer] = stack
-        self._stacks.pop(layer - self._span, None)
-        self._start(layer)
-        for number, local in self._locals.items():
-            base = self._baseline(number, self._first[number].width)
-            local.run_layer(layer, stack, base, self._first[number].batch)
-        with self.equipment.clock.measure("compute"):
-            for group in self._groups:
-                group.run_layer(layer, stack, family, self._stacks)
+        """Take every unit through a layer."""
+        for unit in self.units:
+            self.run_unit(unit, layer, stack)
         self.point = layer + 1
-        rows = self.task.rows[1] - self.task.rows[0]
+
+    def run_unit(self, unit: EffectsUnit, layer: int, stack: LayerStack) -> None:
+        """Take one unit through a layer."""
+        unit.run_layer(layer, stack, self.equipment.clock)
+        rows = unit.documents[1] - unit.documents[0]
         self.equipment.rows_done += rows / self.record.layers / self.record.source_blocks
-
-    def _start(self, point: int) -> None:
-        """Groups whose branches are all born later begin with the baselines of earlier ones."""
-        for group in self._groups:
-            if group.begin and group.begin == point:
-                group.start(torch.stack([self._baseline(d, group.width) for d in group.documents]))
-
-    def _baseline(self, document: int, width: int) -> Tensor:
-        group = self._first[document]
-        base = group.baseline[group.documents.index(document)]
-        missing = max(0, width - len(base))
-        return torch.nn.functional.pad(base, (0, 0, 0, missing))[:width]
 
     def finish(self, head: PlacedHead) -> None:
         """Compare the outputs, write and commit."""
-        self._start(self.record.layers)
-        with self.equipment.clock.measure("lens"):
-            for group in self._groups:
-                group.finish(self.record.layers, head, self._lens_budget)
-        self.done.set_result(
-            commit_effects(self.equipment, self.record, self.task, self.table.arrays, self._started)
-        )
+        for unit in self.units:
+            self.finish_unit(unit, head)
+        self.done.set_result(self.commit())
 
-    @property
-    def _lens_budget(self) -> int:
-        return int(self.equipment.identity["lens_memory"])
+    def finish_unit(self, unit: EffectsUnit, head: PlacedHead) -> None:
+        """Compare the outputs of one unit."""
+        with self.equipment.clock.measure("lens"):
+            unit.finish(self.record.layers, head, int(self.equipment.identity["lens_memory"]))
+
+    def commit(self) -> tuple[Commit, ...]:
+        """Write what was noted of all units, and commit it."""
+        return commit_effects(
+            self.equipment, self.record, self.task, self.table.arrays, self._started
+        )
 
     def fail(self, error: BaseException) -> None:
         """Hand the error over."""

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from .batches import Batch
-from .effect_table import EffectTable, compare_outputs, relative_change
+from .effect_table import EffectTable, relative_change
 from .families import Family, add
 from .interventions import Branch, Intervention, Rows
 from .layer_stack import LayerStack
 from .line_edits import Edit, edited
+from .output_effects import note_outputs
 from .placed_head import PlacedHead
 from .replacements import Replacements
 
@@ -81,9 +82,32 @@ class ForkedGroup:
         """Begin with the documents' streams at point ``begin``, (documents, width, d)."""
         self._stream = torch.cat([streams, streams])
 
-    def run_layer(
-        self, layer: int, stack: LayerStack, family: Family, around: Mapping[int, LayerStack]
-    ) -> None:
+    def take_state(self) -> dict[str, Tensor]:
+        """What the layers that follow need, to be put into a group of the same branches.
+
+        Returns
+        -------
+        dict of Tensor
+            ``stream`` (lines, width, d), ``alive``, int64 numbers of the branches behind baselines
+            and no-ops, and the baselines (documents, width, d) that a program may begin with, by
+            layer; nothing where the group has not begun. It leaves this group.
+        """
+        if not self._stream.numel():
+            return {}
+        number = {id(branch): n for n, branch in enumerate(self.branches)}
+        alive = torch.tensor([number[id(branch)] for branch in self._alive], dtype=torch.int64)
+        state = {"stream": self._stream, "alive": alive}
+        state |= {str(layer): base for layer, base in self._earlier.items()}
+        self._stream, self._alive, self._earlier = torch.empty(0), [], {}
+        return state
+
+    def put_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on, on a device, from where another group of the same branches was left."""
+        self._stream = state["stream"].to(device)
+        self._alive = [self.branches[n] for n in state["alive"].tolist()]
+        self._earlier = {int(k): base.to(device) for k, base in state.items() if k.isdigit()}
+
+    def run_layer(self, layer: int, stack: LayerStack, around: Mapping[int, LayerStack]) -> None:
         """Take all lines through a layer, note what changed, and let branches be born.
 
         Parameters
@@ -101,9 +125,10 @@ class ForkedGroup:
             self._earlier.pop(layer - self._span, None)
         lines = torch.cat([self._stream, *(self._base(self._stream, b)[None] for b in riders)])
         seen: list[Tensor] = []
-        edits = self._edits(layer, riders)
-        with edited(stack.blocks[layer], family, edits):
-            out = stack.run(self.batch(len(lines)), lines, None, lambda _, *ham: seen.extend(ham))
+        batch = self.batch(len(lines))
+        family = stack.ready(batch, lines)
+        with edited(stack.blocks[layer], family, self._edits(layer, riders)):
+            out = stack.run(batch, lines, None, lambda _, *ham: seen.extend(ham))
         h, a, m = seen
         if self.on_added is not None:
             for n, document in enumerate(self.documents):
@@ -253,23 +278,11 @@ class ForkedGroup:
         """Compare the outputs of every branch with the baseline's, at its measured positions."""
         self._erase(layers)
         for n, document in enumerate(self.documents):
-            base = self._stream[n, : self.lengths[n]]
-            noop = self._stream[self.bases + n, : self.lengths[n]]
-            wanted = [(k, b) for k, b in enumerate(self._alive) if b.document == document]
-            if not wanted:
-                continue
-            masks = {tuple(torch.nonzero(b.measures)[:, 0].tolist()) for _, b in wanted}
-            for positions in sorted(masks):
-                index = torch.tensor(positions, device=base.device)
-                own = [k for k, b in wanted if self._at(b, positions)]
-                lines = self._stream[[2 * self.bases + k for k in own]][:, index]
-                lines = torch.cat([noop[index][None], lines])
-                distance, divergence = compare_outputs(head, base[index], lines, budget_bytes)
-                self._table.output_noise(document, distance[0])
-                for row, k in enumerate(own, start=1):
-                    self._table.outputs(self._alive[k], distance[row], divergence[row])
+            base, noop = (self._stream[k, : self.lengths[n]] for k in (n, self.bases + n))
+            own = [
+                (branch, self._stream[2 * self.bases + k])
+                for k, branch in enumerate(self._alive)
+                if branch.document == document
+            ]
+            note_outputs(self._table, document, base, noop, own, head, budget_bytes)
         self._stream = torch.empty(0)
-
-    @staticmethod
-    def _at(branch: Branch, positions: tuple[int, ...]) -> bool:
-        return tuple(torch.nonzero(branch.measures)[:, 0].tolist()) == positions

@@ -5,7 +5,7 @@ single call of the layer for every pair, instead of a pass of the model for ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,6 +55,21 @@ class LocalEffects:
     def keep(self, layer: int, a: Tensor, m: Tensor) -> None:
         """Keep what a layer's attention and MLP add to the document's baseline, (width, d)."""
         self._added[layer] = (a, m)
+
+    def take_state(self) -> dict[str, Tensor]:
+        """What is kept, (width, d) each, by ``attention.LAYER`` and ``mlp.LAYER``; it leaves."""
+        state: dict[str, Tensor] = {}
+        for layer, (a, m) in self._added.items():
+            state |= {f"attention.{layer}": a, f"mlp.{layer}": m}
+        self._added = {}
+        return state
+
+    def put_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on, on a device, from where the same document was left."""
+        layers = [int(name.removeprefix("mlp.")) for name in state if name.startswith("mlp.")]
+        for layer in layers:
+            a, m = (state[f"{part}.{layer}"].to(device) for part in ("attention", "mlp"))
+            self.keep(layer, a, m)
 
     def run_layer(
         self,

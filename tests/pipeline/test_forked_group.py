@@ -89,7 +89,7 @@ def test_forked_is_unforked_bit_for_bit() -> None:
         if not layer:
             stack.check_identity(Batch(ids, None, (), ()), start)
         shape = 4 + sum(branch.birth < layer for branch in branches)
-        group.run_layer(layer, stack, stack.family, {})
+        group.run_layer(layer, stack, {})
         before = unforked
         unforked, added = calls(unforked, shape, stack)
         for k, branch in enumerate(branches):
