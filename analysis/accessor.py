@@ -11,14 +11,7 @@ import xarray as xr
 from depthscope.storage.errors import RequestError
 
 from .charts import Chart
-from .depth_charts import depth_chart, depth_score_chart
-from .effect_charts import interaction_charts, output_charts
-from .geometry_charts import geometry_charts
-from .map_charts import map_charts
-from .probe_charts import probe_charts
-from .result_charts import contribution_charts, lens_chart
-from .token_effect_charts import erasure_charts, gradient_charts
-from .use_charts import flip_chart, onset_chart, tuned_lens_chart
+from .result_kinds import charts_of
 
 
 @xr.register_dataset_accessor("depthscope")  # type: ignore[no-untyped-call]
@@ -40,33 +33,8 @@ class ResultAccessor:
         label = ", ".join(
             dict.fromkeys(str(i["model"]) for i in self._result.attrs.get("inputs", ()))
         )
-        if name.startswith("contributions"):
-            return contribution_charts(self._result, label or "model")
-        if name.startswith("lens"):
-            return (lens_chart(self._result, label or "model"),)
-        if name == "interactions":
-            matrices = interaction_charts(self._result, label or "model")
-            return matrices + output_charts(self._result, label or "model")
-        if name == "erasure":
-            return erasure_charts(self._result, label or "model")
-        if name == "gradients":
-            return gradient_charts(self._result, label or "model")
-        if name == "tuned_lens":
-            return (tuned_lens_chart(self._result, label or "model"),)
-        if name.startswith("flips"):
-            return (flip_chart(self._result, label or "model"),)
-        if name.startswith("onset"):
-            return (onset_chart(self._result, label or "model"),)
-        if name == "depth_score":
-            return (depth_score_chart(self._result, label or "model"),)
-        if name == "depth" and (chart := depth_chart({label or "model": self._result})):
-            return (chart,)
-        if name.startswith("geometry"):
-            return geometry_charts(self._result, label or "model")
-        if name == "maps":
-            return map_charts(self._result)
-        if name == "probes":
-            return probe_charts(self._result, label or "model")
+        if charts := charts_of(name, self._result, label or "model"):
+            return charts
         raise RequestError(
             f"there is no figure for {name or 'a dataset without the attribute analysis'}; "
             "contributions, lens, tuned_lens, interactions, depth_score, geometry, maps, probes, "

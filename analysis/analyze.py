@@ -15,25 +15,21 @@ from .contributions import Source, contributions
 from .depth import TokenSet, depth
 from .depth_rules import KL_SHARE, OVERLAP_LEAST
 from .depth_score import depth_score
-from .effect_findings import depth_findings, depth_score_findings, interaction_findings
 from .effects import Kind, effects_names, open_effects
 from .flips import flips
 from .geometry import geometry
-from .geometry_charts import geometry_findings
 from .interactions import interactions
 from .lens import lens
 from .onset import RANKS, onset
-from .probe_charts import probe_findings
 from .probe_units import Pool
 from .probes import probes
+from .result_kinds import sentences_of
 from .row_classes import By
 from .store import Run, StorePath, open
 from .target_ranks import Target
-from .token_effect_charts import erasure_findings, gradient_findings
 from .token_effects import erasure, gradients
 from .translators import Lens
 from .tuned_lens import LensSettings, tuned_lens
-from .use_findings import flip_findings, onset_findings, tuned_lens_findings
 
 #: Every analysis by name, in the order in which ``analyze`` runs them.
 ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
@@ -78,19 +74,6 @@ _NEEDED = {
 
 #: The kind of sweep that an analysis reduces.
 _KINDS: dict[str, Kind] = {"interactions": "layers", "erasure": "erase", "gradients": "gradients"}
-
-_SENTENCES: dict[str, Callable[[xr.Dataset], list[str]]] = {
-    "depth": depth_findings,
-    "interactions": interaction_findings,
-    "depth_score": depth_score_findings,
-    "erasure": erasure_findings,
-    "gradients": gradient_findings,
-    "geometry": geometry_findings,
-    "probes": probe_findings,
-    "onset": onset_findings,
-    "flips": flip_findings,
-    "tuned_lens": tuned_lens_findings,
-}
 
 
 def analyze(
@@ -201,7 +184,7 @@ def analyze(
             say(f"{name}: computing{f' from {source}' if 'source' in _ARGUMENTS[name] else ''}")
             arguments = {key: given[key] for key in _ARGUMENTS[name]}
             result = ANALYSES[name](run, **arguments, **settings)
-            for sentence in _sentences(name, result):
+            for sentence in sentences_of(name, result):
                 say(f"{name}: {sentence}")
             saved = StorePaths(run.snapshots[0].root).analysis(str(result.attrs["analysis"]))
             found[name] = out or saved
@@ -252,9 +235,3 @@ def _available(run: Run, name: str, given: dict[str, Any]) -> bool:
     except RequestError:
         return False
     return True
-
-
-def _sentences(name: str, result: xr.Dataset) -> list[str]:
-    if name in _SENTENCES:
-        return _SENTENCES[name](result)
-    return [f"{int(result['count'].sel(token_set='all'))} rows"]

@@ -21,7 +21,14 @@ from .figures import save_png
 from .lens import lens
 from .report_facts import CommitCounts, facts, model_label, notes
 from .report_page import StoreReport, compared_charts, render_page
-from .report_results import computed, depth_of, depth_score_of, interactions_of, token_effects_of
+from .report_results import (
+    computed,
+    depth_of,
+    depth_score_of,
+    interactions_of,
+    saved_results_of,
+    token_effects_of,
+)
 from .report_tables import file_stem
 from .store import Run, open
 from .token_views import token_views
@@ -104,22 +111,24 @@ def _read(run: Run, label: str, documents: int, tokens: int, seed: int, budget: 
     found = _result(run, contributions, "norm_ratio"), _result(run, lens, "kl")
     matrix, more_notes = interactions_of(run)
     by_token = token_effects_of(run, "erase"), token_effects_of(run, "gradients")
-    if all(result is None for result in (matrix, *by_token, *found)):
+    saved, saved_notes = saved_results_of(run)
+    if not saved and all(result is None for result in (matrix, *by_token, *found)):
         raise RequestError(
-            f"{root} has neither statistics, lens values nor effects: extract with the former, or "
-            "run depthscope intervene"
+            f"{root} has neither statistics, lens values, effects nor results: extract with one of "
+            "the former, run depthscope intervene, or depthscope analyze by name"
         )
     counts = CommitCounts.of(root)
     return StoreReport(
         label,
         facts(run, counts),
-        (*notes(run, counts, found), *more_notes),
+        (*notes(run, counts, found), *more_notes, *saved_notes),
         *found,
         token_views(run, documents, tokens, seed, budget),
         depth_of(run),
         matrix,
         depth_score_of(run),
         *by_token,
+        saved,
     )
 
 

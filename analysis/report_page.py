@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -20,21 +20,16 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from .charts import Chart
-from .depth_charts import depth_chart, depth_score_chart
+from .depth_charts import depth_chart
 from .depth_table import depth_table, ratio_table
-from .effect_charts import compared_interactions, interaction_charts, output_charts
-from .effect_findings import depth_findings, depth_score_findings, interaction_findings
+from .effect_charts import compared_interactions
 from .findings import findings
 from .interactive import interactive
 from .report_tables import result_tables, table, table_of
-from .result_charts import comparison_charts, contribution_charts, lens_chart
-from .token_effect_charts import (
-    erasure_charts,
-    erasure_findings,
-    gradient_charts,
-    gradient_findings,
-)
+from .result_charts import comparison_charts
+from .result_kinds import charts_of, sentences_of
 from .token_views import MEASURES, TokenView
+from .use_comparison import use_comparison_charts
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,8 @@ class StoreReport:
         Documents shown token by token.
     depth, interactions, depth_score, erasure, gradients
         Further results, likewise.
+    saved
+        Results that are only made when they are asked for, such as ``onset_pos``, by name.
     """
 
     label: str
@@ -76,49 +73,36 @@ class StoreReport:
     depth_score: xr.Dataset | None = None
     erasure: xr.Dataset | None = None
     gradients: xr.Dataset | None = None
+    saved: Mapping[str, xr.Dataset] = field(default_factory=dict)
 
     @property
     def results(self) -> Mapping[str, xr.Dataset | None]:
-        """The results by the names of their analyses."""
-        names = ("contributions", "lens", "depth", "interactions", "depth_score", "erasure",
-                 "gradients")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        """The results by the names of their analyses, in the order of the page."""
+        first, last = ("contributions", "lens", "depth"), ("interactions", "depth_score", "erasure",
+                                                           "gradients")  # fmt: skip
+        return {
+            **{name: getattr(self, name) for name in first},
+            **self.saved,
+            **{name: getattr(self, name) for name in last},
+        }
 
     @property
     def charts(self) -> tuple[Chart, ...]:
         """The figures of the results that there are."""
-        charts: tuple[Chart, ...] = ()
-        if self.contributions is not None:
-            charts += contribution_charts(self.contributions, self.label)
-        if self.lens is not None:
-            charts += (lens_chart(self.lens, self.label),)
-        if self.depth is not None and (chart := depth_chart({self.label: self.depth})):
-            charts += (chart,)
-        if self.interactions is not None:
-            charts += interaction_charts(self.interactions, self.label)
-            charts += output_charts(self.interactions, self.label)
-        if self.depth_score is not None:
-            charts += (depth_score_chart(self.depth_score, self.label),)
-        if self.erasure is not None:
-            charts += erasure_charts(self.erasure, self.label)
-        if self.gradients is not None:
-            charts += gradient_charts(self.gradients, self.label)
-        return charts
+        return tuple(
+            chart
+            for name, result in self.results.items()
+            if result is not None
+            for chart in charts_of(name, result, self.label)
+        )
 
     @property
     def sentences(self) -> list[str]:
         """What was found, in words."""
         found = findings(self.contributions, self.lens)
-        if self.depth is not None:
-            found += depth_findings(self.depth)
-        if self.interactions is not None:
-            found += interaction_findings(self.interactions)
-        if self.depth_score is not None:
-            found += depth_score_findings(self.depth_score)
-        if self.erasure is not None:
-            found += erasure_findings(self.erasure)
-        if self.gradients is not None:
-            found += gradient_findings(self.gradients)
+        for name, result in self.results.items():
+            if result is not None and name not in ("contributions", "lens"):
+                found += sentences_of(name, result)
         return found
 
 
@@ -127,6 +111,7 @@ def compared_charts(reports: Sequence[StoreReport]) -> tuple[Chart, ...]:
     contributions = {r.label: r.contributions for r in reports if r.contributions is not None}
     lenses = {r.label: r.lens for r in reports if r.lens is not None}
     charts = comparison_charts(contributions, lenses)
+    charts += use_comparison_charts({r.label: r.saved for r in reports})
     depths = _depths(reports)
     if len(depths) > 1 and (chart := depth_chart(depths, "compared_depth")):
         charts += (chart,)

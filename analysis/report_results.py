@@ -15,9 +15,13 @@ from depthscope.storage.layout import StorePaths
 from .depth import depth
 from .effects import Kind, effects_names
 from .interactions import interactions
-from .results import open_result
+from .result_kinds import kind_name
+from .results import Provenance, open_result
 from .store import Run
 from .token_effects import erasure, gradients
+
+#: Kinds of results that are shown where they are saved, in the order of the page.
+ON_REQUEST = ("tuned_lens", "flips", "onset", "probes", "geometry")
 
 _BOOTSTRAP = ("resamples", "seed", "level")
 
@@ -92,10 +96,35 @@ def depth_score_of(run: Run) -> xr.Dataset | None:
     """The depth score as it was last analysed, since only the user knows the level's field."""
     place = StorePaths(run.snapshots[0].root).analysis("depth_score")
     saved = _saved(place)
-    made_of = run.snapshots[0].record.identities
-    if saved is None or saved.attrs["inputs"][0]["identity"] not in made_of:
-        return None
-    return saved
+    return saved if saved is not None and _of_this_store(run, saved) else None
+
+
+def saved_results_of(run: Run) -> tuple[dict[str, xr.Dataset], list[str]]:
+    """Results that only their names ask for, as last analysed; and what a reader must know.
+
+    They pass over all stored activations, so a report does not bring them up to date: it says so.
+    """
+    root = run.snapshots[0].root
+    folder = StorePaths(root).analysis("any").parent
+    places = {path.stem: path for path in sorted(folder.glob("*.zarr"))}
+    found, notes = dict[str, xr.Dataset](), []
+    inputs = [dict(one) for one in Provenance.of(run, "report", {}).inputs]
+    for kind in ON_REQUEST:
+        for name in (name for name in places if kind_name(name) == kind):
+            saved = _saved(places[name])
+            if saved is None or not _of_this_store(run, saved):
+                continue
+            found[name] = saved
+            if list(saved.attrs["inputs"]) != inputs:
+                notes.append(
+                    f"{name} is older than the store, which has changed since: depthscope analyze "
+                    f"{root.name} {kind} with the same options brings it up to date."
+                )
+    return found, notes
+
+
+def _of_this_store(run: Run, saved: xr.Dataset) -> bool:
+    return saved.attrs["inputs"][0]["identity"] in run.snapshots[0].record.identities
 
 
 def _saved_parameters(run: Run, name: str) -> dict[str, Any]:

@@ -16,6 +16,20 @@ from .depth_table import depth_table
 #: Rows of a table that the page shows, and that it carries for downloading (about 3 MB).
 SHOWN_ROWS, CARRIED_ROWS = 400, 30_000
 
+#: Variables of geometry in the table of each of its figures, which have axes of their own.
+_GEOMETRY = {
+    "similarity": ["cka", "cka_low", "cka_high", "cosine"],
+    "layer_change": ["block_influence", "block_influence_low", "block_influence_high", "linearity"],
+    "shape": [
+        "effective_rank",
+        "participation_ratio",
+        "anisotropy",
+        "sparsity",
+        "variance",
+        "avss",
+    ],
+}
+
 
 def result_tables(
     label: str, results: Mapping[str, xr.Dataset | None]
@@ -41,6 +55,10 @@ def result_tables(
             frames |= _score_frames(result)
         elif name in ("erasure", "gradients"):
             frames |= _token_frames(name, result)
+        elif name == "probes":
+            frames[name] = _frame(result.drop_vars(["ridge", "fold", "task"]))
+        elif name == "geometry":
+            frames |= {figure: _frame(result[names]) for figure, names in _GEOMETRY.items()}
         else:
             frames[name] = _frame(result)
     return {name: table(f"{file_stem(label)}_{name}", frame) for name, frame in frames.items()}
@@ -49,7 +67,7 @@ def result_tables(
 def table_of(figure: str) -> str:
     """Name of the table that belongs to a figure, by the figure's name."""
     starts = {"cosines": "contributions", "interactions": "interactions",
-              "output_effects": "output_effects"}  # fmt: skip
+              "output_effects": "output_effects", "probes": "probes"}  # fmt: skip
     return next((name for start, name in starts.items() if figure.startswith(start)), figure)
 
 

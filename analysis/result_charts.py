@@ -92,7 +92,7 @@ def lens_chart(result: xr.Dataset, model: str) -> Chart:
         )
         panels.append(Panel(title, "Point of the residual stream", y_label, curves, y_range))
     samples = "; ".join(f"{name}: {sample_size(result, name)}" for name in names)
-    subtitle = f"{model}, {len(result.point) - 1} layers. {samples}. {_bands(result)}"
+    subtitle = f"{model}, {int(result.point[-1])} layers. {samples}. {_bands(result)}"
     return Chart(
         "lens",
         "The logit lens",
@@ -249,7 +249,7 @@ def _curve(
     x = np.asarray(data[axis].values, dtype=np.float64)
     if relative:
         # Point L stands at 1, so layer l and the point it reads have the same place.
-        layers = len(x) if axis == "layer" else len(x) - 1
+        layers = len(x) if axis == "layer" else x[-1]
         x = x / max(layers, 1)
     found = {
         key: np.asarray(data[f"{variable}_{key}"].values, dtype=np.float64)

@@ -11,26 +11,26 @@ from .row_classes import ANY
 
 POINT = "Point of the residual stream"
 
-_FLIPS = (
+FLIPS = (
     "At every point the final norm and unembedding give a best guess of the next token; the tokens "
     "are put into buckets by how common they are. Left: how often the best guess of a bucket is "
     "not the final one. Right: how many of the best guesses come from each bucket. Where nearly "
     "all early guesses are common words and nearly all of them are overturned, the early layers "
     "guess by frequency and the later ones by context."
 )
-_ONSET = (
+ONSET = (
     "From which point on a token is among the k likeliest. The first crossing is the first point "
     "at which it is; the lasting one is the first from which on it always is, so it is never "
     "earlier, and the distance of both says how often a guess is lost again. Means are over the "
     "rows that reach the rank at all."
 )
-_TUNED = (
+TUNED = (
     "The tuned lens translates the stream at every point into the terms of the last one, by an "
     "affine map that was trained on other documents, before the final norm and unembedding read "
     "it; the logit lens reads it as it is. Where the two part, the prediction is there, but "
     "written differently; where both are far from the final prediction, it is not there yet."
 )
-_BY = {
+BY = {
     "bucket": ("token frequency", "Frequency rank of the target"),
     "pos": ("part of speech", "Part of speech of the word that follows"),
     "fact": ("place in an answer", "Token of the answer"),
@@ -40,15 +40,15 @@ _TARGETS = {
     "final": "Target: the model's own final token.",
     "next": "Target: the token that follows in the text.",
 }
-_CRITERIA = (("first", "First crossing"), ("stays", "Lasting crossing"))
+CROSSINGS = (("first", "First crossing"), ("stays", "Lasting crossing"))
 _ANY_STYLE = Style("#5a6675", "triangle", "solid")
 #: From so many classes on the panels stand below each other.
-_MANY = 7
+MANY = 7
 
 
 def flip_chart(result: xr.Dataset, model: str) -> Chart:
     """Flip rates and shares by bucket, over points."""
-    name = _token_set(result, result["rows"])
+    name = token_set_of(result)
     chosen = result.sel(token_set=name)
     styles = dict(zip(chosen["bucket"].values.tolist(), STORE_STYLES, strict=False))
     styles[ANY] = _ANY_STYLE
@@ -66,42 +66,42 @@ def flip_chart(result: xr.Dataset, model: str) -> Chart:
         Panel("Origin of the guesses", POINT, "Share of all best guesses", shares, (0, 1.03)),
     )
     return Chart(
-        "flips",
-        "Flips of early guesses",
+        str(result.attrs["analysis"]),
+        f"Flips of early guesses{_through(result)}",
         "How often an early best guess is overturned, by how common it is",
-        f"{model}, {result.attrs['layers']} layers. {_rows(result, name)}. Buckets: rank by "
+        f"{model}, {result.attrs['layers']} layers. {rows_of(result)}. Buckets: rank by "
         f"frequency ({result.attrs['parameters']['frequencies']}). Bands: {_interval(result)}.",
-        _FLIPS,
+        FLIPS,
         panels,
     )
 
 
 def onset_chart(result: xr.Dataset, model: str) -> Chart:
     """Mean onset depth by class, a panel for each rank."""
-    name = _token_set(result, result["rows"])
+    name = token_set_of(result)
     chosen = result.sel(token_set=name, outcome="all")
     by, target = (result.attrs["parameters"][key] for key in ("by", "target"))
     used = chosen["class_rows"].isel(criterion=0, rank=0).values > 0
     chosen = chosen.isel({"class": np.flatnonzero(used)})
     labels = tuple(str(label) for label in chosen["class"].values)
     panels = tuple(_onset_panel(chosen.sel(rank=rank), labels, by) for rank in chosen["rank"])
-    heading, _ = _BY[by]
+    heading, _ = BY[by]
     return Chart(
         str(result.attrs["analysis"]),
-        f"Onset by {heading}",
+        f"Onset by {heading}{_through(result)}",
         f"At which depth a token becomes a candidate, by {heading}",
-        f"{model}, {result.attrs['layers']} layers. {_rows(result, name)}. {_TARGETS[target]} "
+        f"{model}, {result.attrs['layers']} layers. {rows_of(result)}. {_TARGETS[target]} "
         f"Whiskers: {_interval(result)} of the mean.",
-        _ONSET,
+        ONSET,
         panels,
         same_y=True,
-        across=1 if len(labels) >= _MANY else None,
+        across=1 if len(labels) >= MANY else None,
     )
 
 
 def tuned_lens_chart(result: xr.Dataset, model: str) -> Chart:
     """The tuned lens beside the logit lens on the same held-out rows, a panel per measure."""
-    name = _token_set(result, result["count"])
+    name = token_set_of(result)
     chosen = result.sel(token_set=name)
     styles = tuple(TOKEN_SET_STYLES.values())
     panels = []
@@ -121,7 +121,7 @@ def tuned_lens_chart(result: xr.Dataset, model: str) -> Chart:
         f"{model}, {result.attrs['layers']} layers. {sample_size(result, name)} that were held "
         f"out ({name} tokens); trained on {result.attrs['training_documents']:,} documents. "
         f"Bands: {_interval(result)}.",
-        _TUNED,
+        TUNED,
         tuple(panels),
     )
 
@@ -138,14 +138,13 @@ def _onset_panel(at: xr.Dataset, labels: tuple[str, ...], by: str) -> Panel:
             _floats(one["low"]),
             _floats(one["high"]),
         )
-        for (criterion, words), style in zip(_CRITERIA, STORE_STYLES, strict=False)
+        for (criterion, words), style in zip(CROSSINGS, STORE_STYLES, strict=False)
         for one in (at.sel(criterion=criterion),)
     )
     rows = int(at["count"].sel({"class": ANY, "criterion": "stays"}))
-    title = "The likeliest token" if rank == 1 else f"Among the {rank} likeliest"
     return Panel(
-        f"{title} ({rows:,} rows)",
-        _BY[by][1],
+        f"{rank_title(rank)} ({rows:,} rows)",
+        BY[by][1],
         "Mean depth (point)",
         curves,
         form="points",
@@ -159,16 +158,27 @@ def _bucket(label: str) -> str:
     return "rarer" if label == "rest" else f"ranks {label}"
 
 
-def _token_set(result: xr.Dataset, rows: xr.DataArray) -> str:
-    """Content tokens, or all where there are none."""
+def rank_title(rank: int) -> str:
+    """What it means to have reached a rank."""
+    return "The likeliest token" if rank == 1 else f"Among the {rank} likeliest"
+
+
+def token_set_of(result: xr.Dataset) -> str:
+    """The token set that is shown: content tokens, or all where there are none."""
+    rows = result["rows"] if "rows" in result else result["count"]
     return "content" if int(rows.sel(token_set="content")) else "all"
 
 
-def _rows(result: xr.Dataset, name: str) -> str:
+def rows_of(result: xr.Dataset) -> str:
+    """Such as ``14,203 content tokens of 240 documents``."""
+    name = token_set_of(result)
+    rows = int((result["rows"] if "rows" in result else result["count"]).sel(token_set=name))
     documents = result.attrs["documents"][name]
-    rows = int(result["rows"].sel(token_set=name))
-    lens = ", tuned lens" if "translators" in result.attrs["parameters"] else ""
-    return f"{rows:,} {name} tokens of {documents:,} documents{lens}"
+    return f"{rows:,} {name} tokens of {documents:,} documents{_through(result)}"
+
+
+def _through(result: xr.Dataset) -> str:
+    return ", tuned lens" if "translators" in result.attrs["parameters"] else ""
 
 
 def _interval(result: xr.Dataset) -> str:

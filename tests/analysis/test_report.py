@@ -15,21 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from depthscope.analysis import report_tables
 from depthscope.analysis import store as store_module
 from depthscope.analysis.contributions import contributions
 from depthscope.analysis.depth_score import depth_score
+from depthscope.analysis.flips import flips
+from depthscope.analysis.geometry import geometry
 from depthscope.analysis.interactions import interactions
+from depthscope.analysis.onset import onset
+from depthscope.analysis.probes import probes
 from depthscope.analysis.report import write_report
 from depthscope.analysis.report_page import FactGroup, StoreReport, render_page
+from depthscope.analysis.results import open_result
 from depthscope.analysis.token_views import MEASURES, token_views
+from depthscope.analysis.tuned_lens import LensSettings, tuned_lens
 from depthscope.storage.errors import RequestError
 
 from . import synthetic_results as synthetic
 from .effects_store import add_effects, commit_effects
 from .small_store import build
 
+#: Figures of what every store has.
+STATISTICS = {"contributions", "cosines", "lens", "depth", "compared_norm_ratio", "compared_cosine",
+              "compared_lens", "compared_depth"}  # fmt: skip
 NASTY = [
     "</script><script>alert(1)</script>",
     "<!--",
@@ -297,6 +308,18 @@ def test_token_views_are_the_stored_values(tmp_path: Path) -> None:
         assert "subject" in view.title
 
 
+def test_tokens_without_text_go_by_their_numbers(tmp_path: Path) -> None:
+    store = build(tmp_path / "small")
+    path = store.root / "tokens.parquet"
+    table = pq.read_table(path)
+    nothing = pa.nulls(len(table), pa.string())
+    place = table.schema.get_field_index("token")
+    pq.write_table(table.set_column(place, "token", nothing), path)
+    for view in token_views(store_module.open(store.root)):
+        rows = range(view.first_row, view.first_row + len(view.tokens))
+        assert list(view.tokens) == [f"#{len(store.token[row])}" for row in rows]
+
+
 def test_token_views_are_bounded(tmp_path: Path) -> None:
     store = build(tmp_path / "small")
     run = store_module.open(store.root)
@@ -378,3 +401,57 @@ def test_store_for_reading_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_escaped_alternatives_survive() -> None:
     page = render_page([one_report('"quoted" <model>')], "today")
     assert html.escape('"quoted" <model>').replace("&quot;", "&#34;") in page
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves PNG files empty, which take most of a report's time."""
+    monkeypatch.setattr("depthscope.analysis.report.save_png", lambda chart, path: None)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_results_that_were_asked_for(tmp_path: Path) -> None:
+    """Tuned lens, flips, onset, probes and geometry, of two models of different depth."""
+    stores = [build(tmp_path / f"s{n}", layers=3 + n, lens_rows=np.arange(0)) for n in range(2)]
+    for store in stores:
+        run = store_module.open(store.root)
+        tuned_lens(run, LensSettings(steps=0), resamples=9)
+        flips(run, resamples=9)
+        onset(run, resamples=9)
+        probes(run, "subject", pool="mean", folds=2, resamples=9)
+        geometry(run, resamples=9)
+    onset(store_module.open(stores[1].root), target="next", resamples=9)
+    paths = write_report([store.root for store in stores], tmp_path / "out.html")
+    page = Page(paths.page.read_text(encoding="utf-8"))
+    own = {"tuned_lens", "flips", "onset", "probes", "probes_by_class", "similarity",
+           "layer_change", "shape"}  # fmt: skip
+    # The onsets follow different targets, so they are not laid over each other.
+    both = {"tuned_lens", "flips", "probes", "geometry"}
+    shown = {f"store-{n}-{name}" for n in range(2) for name in own}
+    shown |= {f"compared-compared_{name}" for name in both}
+    assert {n for n in page.data["figures"] if n.split("-", 2)[-1] not in STATISTICS} == shown
+    assert len(paths.figures) == len(page.data["figures"])
+    assert "A linear probe reads subject best" in page.text
+    drawn = page.data["figures"]["compared-compared_flips"]["data"]
+    curves = [one for one in drawn if one["mode"] == "lines+markers"][:2]
+    for layers, curve in zip((3, 4), curves, strict=True):
+        x = np.frombuffer(base64.b64decode(curve["x"]["bdata"]), curve["x"]["dtype"])
+        np.testing.assert_allclose(x, np.arange(layers + 1) / layers)
+    links = {a["download"]: a["href"] or "" for t, a in page.tags if t == "a" and "download" in a}
+    table = base64.b64decode(links["s1_onset.csv"].split("base64,")[1]).decode()
+    result = open_result(stores[1].root / "analysis" / "onset.zarr")
+    assert len(list(csv.DictReader(io.StringIO(table)))) == result["depth_mean"].size
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_result_of_fewer_tasks_is_said_to_be_old(tmp_path: Path) -> None:
+    store = build(tmp_path / "small")
+    late = store.root / "commits" / "000003" / f"0-{store.layers}.json"
+    late.rename(tmp_path / "late.json")
+    flips(store_module.open(store.root), resamples=9)
+    text = write_report([store.root], tmp_path / "a.html").page.read_text(encoding="utf-8")
+    assert "is older than the store" not in text
+    (tmp_path / "late.json").rename(late)
+    text = write_report([store.root], tmp_path / "b.html").page.read_text(encoding="utf-8")
+    assert "flips is older than the store" in text
+    assert "depthscope analyze small flips" in text
