@@ -1,7 +1,7 @@
 """Files that an answer is written to, a batch at a time.
 
 Every file is written under a temporary name and renamed when it is whole. Vectors come as
-(point, rows of the batch, hidden); bfloat16 has become float32, which every reader knows.
+(point or layer, rows of the batch, hidden); bfloat16 has become float32, which every reader knows.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ class Shape:
     rows
         Number of its rows.
     points
-        Points of which vectors are added; empty for none.
+        Points (layers, of another array) of which vectors are added; empty for none.
     hidden
         Length of a vector.
     dtype
         Data type of the vectors.
+    array
+        Which of the store's arrays the vectors are of; they go by its name.
     """
 
     schema: pa.Schema
@@ -56,6 +58,12 @@ class Shape:
     points: tuple[int, ...] = ()
     hidden: int = 0
     dtype: np.dtype[Any] | None = None
+    array: str = "residual"
+
+    @property
+    def axis(self) -> str:
+        """What the vectors of a row are numbered by."""
+        return "point" if self.array == "residual" else "layer"
 
     @property
     def vector_bytes(self) -> int:
@@ -85,13 +93,13 @@ class Answer(Protocol):
 
 
 def with_vectors(batch: pa.Table, vectors: NDArray[Any] | None, shape: Shape) -> pa.Table:
-    """The batch with one fixed-size-list column ``residual_<point>`` for each point."""
+    """The batch with one fixed-size-list column, as ``residual_<point>``, for each point."""
     if vectors is None:
         return batch
     for number, point in enumerate(shape.points):
         flat = pa.array(np.ascontiguousarray(vectors[number]).reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, shape.hidden)
-        batch = batch.append_column(f"residual_{point}", column)
+        batch = batch.append_column(f"{shape.array}_{point}", column)
     return batch
 
 
@@ -100,7 +108,7 @@ class ParquetAnswer:
 
     def __init__(self, path: Path, shape: Shape) -> None:
         kind = pa.list_(pa.from_numpy_dtype(shape.dtype), shape.hidden)
-        vectors = [(f"residual_{point}", kind) for point in shape.points]
+        vectors = [(f"{shape.array}_{point}", kind) for point in shape.points]
         schema = pa.schema([*shape.schema, *(pa.field(*vector) for vector in vectors)])
         self._shape = shape
         self._out = pq.ParquetWriter(path, schema, compression="zstd")
@@ -156,8 +164,8 @@ class NpzAnswer:
             for name, dtype in self._shape.types.items()
         }
         if self._vectors is not None:
-            arrays["residual"] = self._vectors
-            arrays["point"] = np.array(self._shape.points, dtype=np.int64)
+            arrays[self._shape.array] = self._vectors
+            arrays[self._shape.axis] = np.array(self._shape.points, dtype=np.int64)
         with self._path.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -175,15 +183,15 @@ class ZarrAnswer:
         }
         if shape.dtype is not None:
             size = (len(shape.points), shape.rows, shape.hidden)
-            axes = ("point", "row", "hidden")
-            self._arrays["residual"] = self._create("residual", size, axes, shape.dtype)
+            axes = (shape.axis, "row", "hidden")
+            self._arrays[shape.array] = self._create(shape.array, size, axes, shape.dtype)
             points = np.array(shape.points, dtype=np.int64)
-            self._create("point", points.shape, ("point",), points.dtype)[...] = points
+            self._create(shape.axis, points.shape, (shape.axis,), points.dtype)[...] = points
 
     def _create(
         self, name: str, size: tuple[int, ...], axes: tuple[str, ...], dtype: np.dtype[Any]
     ) -> zarr.Array[Any]:
-        cut = {"point": 1 if "row" in axes else size[0], "row": self._shape.chunk_rows}
+        cut = {self._shape.axis: 1 if "row" in axes else size[0], "row": self._shape.chunk_rows}
         chunks = tuple(
             max(1, min(cut.get(axis, length), length))
             for axis, length in zip(axes, size, strict=True)
@@ -198,7 +206,7 @@ class ZarrAnswer:
         for name, dtype in self._shape.types.items():
             self._arrays[name][rows] = _plain(batch.column(name), dtype, _TEXT)
         if vectors is not None:
-            self._arrays["residual"][:, rows] = vectors
+            self._arrays[self._shape.array][:, rows] = vectors
         self._done += batch.num_rows
 
     def close(self) -> None:

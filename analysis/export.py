@@ -35,7 +35,7 @@ class Exported:
     invalid
         Rows that were left out because their document failed.
     points
-        Points whose vectors are in it.
+        Points (or layers) whose vectors are in it.
     seed
         Of the shuffle; None where the rows are in the store's order.
     """
@@ -52,6 +52,7 @@ def export(
     out: str | Path,
     *,
     points: Sequence[int] | str | None = "all",
+    array: str = "residual",
     where: str | None = None,
     seed: int | None = None,
     memory: int = MEMORY,
@@ -68,7 +69,9 @@ def export(
         with bfloat16 as float32; or a folder that gets safetensors of about 256 MB and
         ``index.json``, with the bits as stored.
     points
-        Points whose vectors travel with a row.
+        Points whose vectors travel with a row; layers, of another array than ``residual``.
+    array
+        ``residual``, ``attention_output`` or ``mlp_output``; names what is written.
     where
         A predicate over tokens and their documents' fields; None for all rows.
     seed
@@ -81,20 +84,21 @@ def export(
     Raises
     ------
     RequestError
-        A point is not stored, the predicate is wrong, or ``out`` cannot be written.
+        A point or the array is not stored, the predicate is wrong, or ``out`` cannot be written.
     """
     path = Path(out)
     check_out(path)
     run = store if isinstance(store, Run) else open(store)
     if where is not None:
         run = run.where(where)
-    source = RowSource(run, chosen_points(run, points))
+    source = RowSource(run, chosen_points(run, points, array), array)
     invalid = _failed_rows(run, source.axis)
     rows = len(source.axis) - invalid
     if not rows:
         raise RequestError("no row is left to export: choose another --where, or finish the store")
     about = {
         "stores": [snapshot.record.identity for snapshot in run.snapshots],
+        "array": array,
         "points": list(source.points),
         "where": where,
         "seed": seed,

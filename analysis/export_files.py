@@ -54,7 +54,7 @@ class RowFile(Protocol):
 
 
 class AnswerFile:
-    """``.parquet`` and ``.zarr``: rows, and ``residual_<point>`` or (point, row, hidden)."""
+    """``.parquet`` and ``.zarr``: rows; ``residual_<point>``, or residual (point, row, hidden)."""
 
     def __init__(
         self, kind: type[ParquetAnswer | ZarrAnswer], path: Path, source: RowSource, rows: int
@@ -64,7 +64,7 @@ class AnswerFile:
         types: Mapping[str, np.dtype[Any]] = {
             field.name: np.dtype(field.type.to_pandas_dtype()) for field in _COLUMNS
         }
-        shape = Shape(_COLUMNS, types, rows, source.points, source.hidden, dtype)
+        shape = Shape(_COLUMNS, types, rows, source.points, source.hidden, dtype, source.array)
         self.batch_rows = shape.batch_rows
         self._answer = kind(path, shape)
 
@@ -83,7 +83,7 @@ class AnswerFile:
 
 
 class SafetensorsFolder:
-    """``rows-00000.safetensors`` and so on: identity, and ``residual_<point>`` (row, hidden)."""
+    """``rows-00000.safetensors`` and so on: identity, ``residual_<point>`` (row, hidden)."""
 
     def __init__(self, path: Path, source: RowSource, about: Mapping[str, Any]) -> None:
         self._path, self._source, self._about = path, source, dict(about)
@@ -98,7 +98,7 @@ class SafetensorsFolder:
         }
         for place, point in enumerate(self._source.points):
             vectors = np.ascontiguousarray(records["vector"][:, place])
-            tensors[f"residual_{point}"] = vectors.view(self._source.vector_dtype)
+            tensors[f"{self._source.array}_{point}"] = vectors.view(self._source.vector_dtype)
         name = f"rows-{len(self._files):05d}.safetensors"
         save_file(tensors, self._path / name, {k: json.dumps(v) for k, v in self._about.items()})
         self._files.append({"file": name, "rows": len(records)})

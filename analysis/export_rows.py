@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from .rows import Piece, RowAxis
 from .store import Run
 from .stored_arrays import StoredArray
+from .vectors import stored_places
 
 #: What says which row of which document a vector belongs to, and its token.
 IDENTITY = ("row", "document", "position", "token_id")
@@ -50,11 +51,14 @@ class RowSource:
     run
         The opened store, restricted to the wanted rows.
     points
-        Whose vectors travel with a row; empty for none.
+        Whose vectors travel with a row (layers, of another array); empty for none.
+    array
+        Which array's vectors these are.
     """
 
     run: Run
     points: tuple[int, ...]
+    array: str = "residual"
 
     @cached_property
     def axis(self) -> RowAxis:
@@ -62,19 +66,19 @@ class RowSource:
         return self.run.axis("activations" if self.points else "tokens")
 
     @cached_property
-    def residual(self) -> StoredArray:
+    def vectors(self) -> StoredArray:
         """The stored vectors."""
-        return self.run.stored("residual")
+        return self.run.stored(self.array)
 
     @property
     def vector_dtype(self) -> np.dtype[Any]:
         """Data type of the vectors, as stored."""
-        return self.residual.dtype if self.points else np.dtype(np.float32)
+        return self.vectors.dtype if self.points else np.dtype(np.float32)
 
     @property
     def hidden(self) -> int:
         """Length of a vector."""
-        return self.residual.shape[-1] if self.points else 0
+        return self.vectors.shape[-1] if self.points else 0
 
     @cached_property
     def record(self) -> np.dtype[Any]:
@@ -111,9 +115,10 @@ class RowSource:
 
     def _fill(self, out: Records, piece: Piece) -> None:
         bits = out.dtype["vector"].base
+        stored = stored_places(self.run, self.array)
         for place, point in enumerate(self.points):
-            number = self.run.points.index(point)
-            out["vector"][:, place] = self.residual.read(piece, number).view(bits)
+            number = stored.index(point)
+            out["vector"][:, place] = self.vectors.read(piece, number).view(bits)
 
 
 def in_order(source: RowSource) -> Iterator[Records]:

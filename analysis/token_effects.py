@@ -29,6 +29,7 @@ from .interactions import effects_parameters
 from .results import Provenance, result_folder, result_place, reuse_result, save_dataset
 from .store import Run
 from .summary import Settings
+from .token_views import SHOWN_TOKEN
 
 Floats = NDArray[np.float32]
 
@@ -181,9 +182,9 @@ class _Rows:
         rows = np.concatenate([first + np.arange(length) for first, length in spans])
         listed = ", ".join(str(number) for number in self.effects.documents)
         found = self.run.sql(
-            f"SELECT row, token FROM tokens WHERE document IN ({listed}) ORDER BY row"
+            f"SELECT row, {SHOWN_TOKEN} FROM tokens WHERE document IN ({listed}) ORDER BY row"
         ).fetchall()
-        tokens = {int(row): str(token) for row, token in found}
+        tokens = {int(row): token for row, token in found}
         positions = np.concatenate([np.arange(length) for _, length in spans])
         numbers = np.repeat(self.effects.documents, [length for _, length in spans])
         coordinates = {

@@ -18,6 +18,9 @@ from .store import Run
 
 Float32s = NDArray[np.float32]
 
+#: A token as it is shown, in SQL: its number where the store keeps no text.
+SHOWN_TOKEN = "coalesce(token, '#' || token_id)"
+
 #: Columns of documents.parquet that the store adds to the corpus's own fields.
 OWN_COLUMNS = frozenset(
     {"document", "source", "line", "first_row", "n_tokens", "digest", "text", "store"}
@@ -69,7 +72,7 @@ class TokenView:
     title
         Its number, and the short fields that the corpus gave it.
     tokens
-        The decoded pieces, in order.
+        The decoded pieces, in order; ``#`` and the token's number in a store without text.
     first_row
         Row of the first one in the store.
     cut
@@ -133,13 +136,13 @@ def _draw(run: Run, documents: int, seed: int) -> list[int]:
 
 def _view(run: Run, document: int, tokens: int) -> TokenView:
     found = run.sql(
-        f"SELECT row, token FROM tokens WHERE document = {document} ORDER BY row"
+        f"SELECT row, {SHOWN_TOKEN} FROM tokens WHERE document = {document} ORDER BY row"
     ).fetchall()
     shown = found[:tokens]
     rows = np.array([row for row, _ in shown], dtype=np.int64)
     return TokenView(
         title=_title(run, document),
-        tokens=tuple(str(token) for _, token in shown),
+        tokens=tuple(token for _, token in shown),
         first_row=int(rows[0]),
         cut=len(found) - len(shown),
         values=_values(run.at(rows), rows),

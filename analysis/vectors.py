@@ -13,6 +13,7 @@ from depthscope.storage.shard_reader import widen
 from numpy.typing import NDArray
 
 from .answers import Shape
+from .catalogue import axis_labels
 from .client import Progress
 from .store import Run
 from .stored_arrays import StoredArray
@@ -20,23 +21,41 @@ from .stored_arrays import StoredArray
 Batches = Iterator[tuple[pa.Table, NDArray[Any] | None]]
 
 
-def chosen_points(run: Run, points: Sequence[int] | str | None) -> tuple[int, ...]:
-    """The points that were asked for, none, or all.
+def stored_places(run: Run, array: str = "residual") -> tuple[int, ...]:
+    """Numbers of the points, or layers, that an array has, ascending.
 
     Raises
     ------
     RequestError
-        A point is not stored.
+        A store does not have the array.
+    """
+    if array == "residual":
+        return run.points
+    run.stored(array)
+    return tuple(int(number) for number in axis_labels(run.snapshots[0], array, "layer"))
+
+
+def chosen_points(
+    run: Run, points: Sequence[int] | str | None, array: str = "residual"
+) -> tuple[int, ...]:
+    """The points (layers of another array) that were asked for, none, or all.
+
+    Raises
+    ------
+    RequestError
+        A point is not stored, or the array is not.
     """
     if points is None:
         return ()
+    stored = stored_places(run, array)
     if isinstance(points, str):
-        points = run.points if points.strip() == "all" else _numbers(points)
-    unknown = [point for point in points if point not in run.points]
+        points = stored if points.strip() == "all" else _numbers(points)
+    unknown = [point for point in points if point not in stored]
     if unknown:
-        stored = ", ".join(map(str, run.points)) or "none"
-        raise RequestError(f"point {unknown[0]} is not stored; stored points: {stored}")
-    if not points and run.stored("residual"):
+        noun = "point" if array == "residual" else "layer"
+        known = ", ".join(map(str, stored)) or "none"
+        raise RequestError(f"{noun} {unknown[0]} is not stored; stored {noun}s: {known}")
+    if not points and run.stored(array):
         raise RequestError("no points were named; give numbers, or all")
     return tuple(points)
 

@@ -107,7 +107,14 @@ def trim(
     "--points",
     default="all",
     show_default=True,
-    help="Points whose vectors are written: all, or 0,8,16.",
+    help="Points whose vectors are written: all, or 0,8,16; layers, of another --array.",
+)
+@click.option(
+    "--array",
+    type=click.Choice(["residual", "attention_output", "mlp_output"]),
+    default="residual",
+    show_default=True,
+    help="What is written: the stream, or what attention or the MLP added to it.",
 )
 @click.option("--where", help="A SQL predicate that chooses rows, such as: NOT special.")
 @click.option("--shuffle", is_flag=True, help="Shuffle all rows; every order is equally likely.")
@@ -121,6 +128,7 @@ def export(
     stores: tuple[Path, ...],
     out: Path,
     points: str,
+    array: str,
     where: str | None,
     shuffle: bool,
     seed: int,
@@ -142,6 +150,7 @@ def export(
         stores,
         out,
         points=points,
+        array=array,
         where=where,
         seed=seed if shuffle else None,
         memory=_bytes(memory),

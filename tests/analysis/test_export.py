@@ -97,6 +97,25 @@ def test_chosen_rows_in_order(store: SmallStore, tmp_path: Path) -> None:
     assert np.array_equal(np.stack(table.column("residual_2").to_numpy()), plain)
 
 
+@pytest.mark.parametrize("array", ["attention_output", "mlp_output"])
+def test_what_a_part_added(store: SmallStore, tmp_path: Path, array: str) -> None:
+    rows = expected(store)["row"]
+    part = store.a if array == "attention_output" else store.m
+    for name in ("rows.parquet", "rows.zarr", "rows"):
+        export(store.root, tmp_path / name, points="0,2", array=array)
+    table = pq.read_table(tmp_path / "rows.parquet")
+    dataset = xr.open_zarr(tmp_path / "rows.zarr", consolidated=False)
+    tensors = load_file(tmp_path / "rows" / "rows-00000.safetensors")
+    for layer in (0, 2):
+        plain = part[layer, rows].astype(np.float32)
+        name = f"{array}_{layer}"
+        assert np.array_equal(np.stack(table.column(name).to_numpy()), plain)
+        assert np.array_equal(dataset[array].sel(layer=layer).values, plain)
+        assert np.array_equal(tensors[name].float().numpy(), plain)
+    with pytest.raises(RequestError, match="layer 3 is not stored; stored layers: 0, 1, 2"):
+        export(store.root, tmp_path / "more.zarr", points="3", array=array)
+
+
 def test_all_orders_are_equally_likely() -> None:
     """Of four rows all 24 orders come alike: chi-squared with 23 degrees of freedom."""
     source = np.zeros(4, [("key", "<u8"), ("row", "<i8")])
