@@ -37,10 +37,16 @@ class Budget:
     weights
         Bytes of the layers that are in memory at a time, and of the head: beside them where they
         stay, in their place in a sweep.
+    units
+        Documents, or groups of them, whose branches are in memory at a time.
+    computing
+        How many of these compute, which takes their streams twice; the others wait.
     """
 
     memory: int
     weights: int
+    units: int = 1
+    computing: int = 1
 
 
 def plan_effects(
@@ -198,17 +204,19 @@ def _tasks(
 ) -> tuple[int, int]:
     """Documents and source layers of a task.
 
-    A document's branches take two streams of ``cases · sources`` lines, what its layers add (for
-    local effects) and, once per worker, what a call of ``batch_tokens`` needs.
+    A document's branches take two streams of ``cases · sources`` lines where they compute, one
+    where they wait, what its layers add (for local effects) and, once per document that computes,
+    what a call of ``batch_tokens`` needs.
     """
     longest = max(lengths)
     line = longest * costs.hidden * costs.itemsize
-    fixed = budget.weights + working_bytes(
+    fixed = budget.weights + budget.computing * working_bytes(
         batch_tokens, 2 * costs.hidden, costs.inner, max(4, costs.itemsize)
     )
-    kept = 2 * layers * line
+    streams = budget.units + budget.computing
+    kept = 2 * budget.units * layers * line
     room = budget.memory - fixed - kept
-    one = 2 * (cases + 2) * line
+    one = streams * (cases + 2) * line
     if room < one:
         least = ceil((fixed + kept + one) / 1e6) / 1e3
         raise RequestError(
@@ -216,10 +224,10 @@ def _tasks(
             f"{least:.3f} GB (weights and head {budget.weights / 1e9:.3f}); give that, or "
             "smaller --batch-tokens"
         )
-    sources = min(layers, int(room // (2 * cases * line)))
+    sources = min(layers, int(room // (streams * cases * line)))
     if sources < layers:
         return 1, max(1, sources)
-    documents = int(room // (2 * (cases * layers + 2) * line + kept))
+    documents = int(room // (streams * (cases * layers + 2) * line + kept))
     # About eight tasks, so that workers share them and a resumed sweep has little to do again.
     return max(1, min(documents, -(-len(lengths) // 8))), layers
 

@@ -6,10 +6,8 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
-import psutil
 import torch
 from depthscope.pipeline.costs import ModelCosts, model_costs
 from depthscope.pipeline.description import describe_model, load_config
@@ -20,14 +18,15 @@ from depthscope.storage.errors import RequestError, WorkFailed
 from depthscope.storage.layout import StorePaths
 from depthscope.storage.run_record import RunRecord, differences
 
+from . import engines
 from .corpus_means import save_means, save_stream_means
 from .dispatch import Dispatcher, Pool
 from .effects_plan import Budget, describe, plan_effects
+from .effects_schedule import EffectsLayout, effects_budget, lay_out_layers, threads_of
 from .effects_sources import check_sources
 from .intervene_spec import InterveneSpec
 from .lock import driver_lock
 from .progress import Progress, Silent
-from .schedule import SHARE
 from .stopping import stop_on_signals
 
 PoolFactory = Callable[[WorkerSettings, InterveneSpec], Pool]
@@ -77,8 +76,10 @@ def intervene(
     run = RunRecord.load(root)
     folder = Path(str(run.model["folder"]))
     costs = _model_costs(run, folder, spec)
-    schedule = _schedule(spec, costs)
-    budget = Budget(_memory(spec), _weights(costs, schedule, run))
+    layout = lay_out_layers(spec, costs)
+    if layout.schedule == "staged":
+        spec = spec.model_copy(update={"stages": layout.stages})
+    budget = effects_budget(spec, layout, costs, run)
     planned = plan_effects(root, spec, run, costs, budget)
     check_sources(root, spec, run)
     with driver_lock(root), stop_on_signals() as stop:
@@ -87,7 +88,7 @@ def intervene(
         done = set(effects_log(root, record.name).complete_tasks(record.layers))
         committed = 0
         if len(done) < record.tasks:
-            settings = _settings(root, folder, spec, record, schedule, budget, costs)
+            settings = _settings(root, folder, spec, record, layout, budget, costs)
             committed = _run(record, settings, spec, done, progress, stop, pool or make_pool)
     return Intervened(
         StorePaths(root).effects(record.name), **describe(record), committed=committed
@@ -129,7 +130,9 @@ def _run(
 
 
 def make_pool(settings: WorkerSettings, spec: InterveneSpec) -> Pool:
-    """The workers of the engine that the request names."""
+    """The workers of the engine and schedule that the request names."""
+    if settings.schedule == "staged":
+        return engines.make_pool(settings, spec)
     if spec.engine == "process":
         from .process_pool import ProcessPool
 
@@ -158,43 +161,6 @@ def _model_costs(run: RunRecord, folder: Path, spec: InterveneSpec) -> ModelCost
         raise RequestError(f"the weights in {folder} are not those that the store was made with")
     config = load_config(folder, spec.trust_remote_code)
     return model_costs(config, found.dtype, attention=found.attention)
-
-
-def _schedule(spec: InterveneSpec, costs: ModelCosts) -> str:
-    if spec.schedule == "staged":
-        raise RequestError(
-            "--schedule staged: interventions are not cut into stages; give sweep, which holds two "
-            "layers at a time and so runs a model of any size on one device, or --workers to share "
-            "the tasks"
-        )
-    if spec.what == "gradients":
-        if spec.schedule == "sweep":
-            raise RequestError(
-                "--what gradients goes back through all layers: no sweep can do that"
-            )
-        return "resident"
-    if spec.schedule != "auto":
-        return spec.schedule
-    return "resident" if 2 * costs.body_bytes < _memory(spec) else "sweep"
-
-
-def _memory(spec: InterveneSpec) -> int:
-    if torch.cuda.is_available():
-        if spec.device_memory is not None:
-            return int(spec.device_memory)
-        return int(0.9 * torch.cuda.mem_get_info()[0])
-    if spec.memory is not None:
-        return int(spec.memory)
-    return int(SHARE * psutil.virtual_memory().available / (spec.workers or 1))
-
-
-def _weights(costs: ModelCosts, schedule: str, run: RunRecord) -> int:
-    """Bytes of the layers in memory at a time, and of the head with what it compares."""
-    head = 4 * costs.vocabulary * costs.hidden + int(run.identity_fields["lens_memory"])
-    if schedule == "resident":
-        return costs.body_bytes + head
-    sizes = costs.layer_bytes
-    return max(head, max((a + b for a, b in pairwise(sizes)), default=sum(sizes)))
 
 
 def _settled(root: Path, planned: EffectsRecord, spec: InterveneSpec) -> EffectsRecord:
@@ -227,13 +193,12 @@ def _settings(
     folder: Path,
     spec: InterveneSpec,
     record: EffectsRecord,
-    schedule: str,
+    layout: EffectsLayout,
     budget: Budget,
     costs: ModelCosts,
 ) -> WorkerSettings:
-    threads = spec.threads or max(1, (os.cpu_count() or 1) // (spec.workers or 1))
     at_once = 1
-    if schedule == "sweep":
+    if layout.schedule == "sweep":
         longest = max(len(record.split_positions[0]), 1)
         lines = (longest + 1) * len(record.parts) * record.layers * record.documents_per_task
         rows = int(record.identity_fields["batch_tokens"])
@@ -242,11 +207,12 @@ def _settings(
     return WorkerSettings(
         root=Path(os.path.abspath(root)),
         folder=Path(os.path.abspath(folder)),
-        threads=threads,
-        schedule=schedule,
+        threads=threads_of(spec, layout.stages),
+        schedule=layout.schedule,
         effects=record.name,
         memory=spec.memory,
         device_memory=spec.device_memory,
         tasks_at_once=min(int(at_once), record.tasks),
+        stages=layout.stages,
         trust_remote_code=spec.trust_remote_code,
     )

@@ -9,13 +9,14 @@ from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.storage.errors import RequestError
 
 from .dispatch import Pool
+from .intervene_spec import InterveneSpec
 from .spec import ExtractSpec
 
 #: Makes a pool of workers; engines and tests each have their own.
 PoolFactory = Callable[[WorkerSettings, ExtractSpec], Pool]
 
 
-def check_engine(spec: ExtractSpec) -> None:
+def check_engine(spec: ExtractSpec | InterveneSpec) -> None:
     """Refuse what the engine cannot do.
 
     Raises
@@ -37,7 +38,7 @@ def check_engine(spec: ExtractSpec) -> None:
             )
 
 
-def make_pool(settings: WorkerSettings, spec: ExtractSpec) -> Pool:
+def make_pool(settings: WorkerSettings, spec: ExtractSpec | InterveneSpec) -> Pool:
     """The workers of the engine and schedule that the request names."""
     if spec.engine == "process":
         from .process_pool import ProcessPool
@@ -55,7 +56,7 @@ def make_pool(settings: WorkerSettings, spec: ExtractSpec) -> Pool:
     return RayPool(settings, spec.workers or 1, spec.address, gpus)
 
 
-def _gpus(spec: ExtractSpec) -> float:
+def _gpus(spec: ExtractSpec | InterveneSpec) -> float:
     if spec.gpus_per_worker is not None:
         return spec.gpus_per_worker
     return _device_count() / (spec.workers or 1)

@@ -107,8 +107,16 @@ class InterveneSpec(BaseModel):
     """Document that patches are read from (default: the one of the same number)."""
 
     schedule: Literal["auto", "resident", "sweep", "staged"] = "auto"
-    """Whether the layers stay in memory (resident), or come one after the other (sweep), which one
-    device of any size can do; there is no staged one."""
+    """Whether the layers stay in memory, whole on each worker (resident) or cut into stages over
+    nodes (staged), or come one after the other (sweep), which one device of any size can do (auto:
+    resident or sweep)."""
+
+    stages: PositiveInt | None = None
+    """Stages that a staged model is cut into (default: one for each node of the cluster; 2 with
+    --engine process)."""
+
+    stage_placement: Literal["spread", "pack"] = "spread"
+    """Whether each stage has a node of its own, or stages share as few nodes as hold them."""
 
     engine: Literal["ray", "process"] = "ray"
     """Where tasks run: on Ray's workers, or in this process."""
@@ -117,17 +125,17 @@ class InterveneSpec(BaseModel):
     """An existing Ray cluster (default: a local one of this command's own)."""
 
     workers: int | None = None
-    """Workers (default: 1)."""
+    """Workers, each with the whole model: a process, or all stages together (default: 1)."""
 
     threads: int | None = None
-    """Threads of a worker (default: its share of the cores)."""
+    """Threads of a worker, or of each of its stages (default: its share of the cores)."""
 
     gpus_per_worker: float | None = None
-    """GPUs of a worker (default: its share of this node's)."""
+    """GPUs of a worker, or of each of its stages (default: its share of a node's)."""
 
     memory: ByteSize | None = None
-    """Host memory that a worker may hold, its interpreter apart (default: its share of half of
-    what is free)."""
+    """Host memory that a worker, or each of its stages on Ray, may hold, its interpreter apart
+    (default: its share of half of what is free)."""
 
     device_memory: ByteSize | None = None
     """Memory of each GPU that a worker may hold (default: what is free)."""

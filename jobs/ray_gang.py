@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.pipeline.gang import PER_DEVICE, Gang
-from depthscope.pipeline.handoff import Packed, pack, unpack
+from depthscope.pipeline.handoff import PackedHanded, pack, unpack
 from depthscope.pipeline.stage import Stage
 from depthscope.storage.commits import Commit
 from depthscope.storage.errors import RequestError
@@ -49,7 +49,9 @@ class StageActor:
         """Open a task; the number of its micro-batches."""
         return self._stage.begin(task, key)
 
-    def forward(self, sequence: int, key: str, number: int, packed: Packed | None) -> Packed | None:
+    def forward(
+        self, sequence: int, key: str, number: int, packed: PackedHanded | None
+    ) -> PackedHanded | None:
         """Take a micro-batch through the stage's layers."""
         carried = None if packed is None else unpack(packed)
         result = self._stage.forward(sequence, key, number, carried)

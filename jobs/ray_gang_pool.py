@@ -12,13 +12,14 @@ import ray
 from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.pipeline.gang import PER_DEVICE
 from depthscope.pipeline.gang_worker import stage_ranges
-from depthscope.pipeline.handoff import carried_bytes
+from depthscope.pipeline.handoff import carried_bytes, unit_bytes
 from depthscope.storage.commits import Commit
 from depthscope.storage.errors import RequestError, WorkFailed
 from depthscope.storage.run_record import RunRecord
 from depthscope.storage.tasks import Task
 
 from .dispatch import Attempt, WorkerLost, in_flight
+from .intervene_spec import InterveneSpec
 from .ray_cluster import RESTARTS, connect, node_resources, nodes_with, patience
 from .ray_gang import Bundle, RayGang, StageActor
 from .ray_progress import ActorProgress
@@ -70,7 +71,7 @@ class RayGangPool:
     def __init__(
         self,
         settings: WorkerSettings,
-        spec: ExtractSpec,
+        spec: ExtractSpec | InterveneSpec,
         actor: type[StageActor] = StageActor,
     ) -> None:
         gangs = spec.workers or 1
@@ -86,7 +87,8 @@ class RayGangPool:
         )
         try:
             gpus = _gpus(spec)
-            stages = _stages(spec, settings, gpus)
+            layers = int(RunRecord.load(settings.root).model["layers"])
+            stages = _stages(spec, layers, settings.threads, gpus)
             settings = replace(settings, stages=stages, devices=max(1, int(gpus)))
             self.in_flight = in_flight(settings)
             self._threads = ThreadPoolExecutor(gangs * (self.in_flight + 1), "task")
@@ -202,13 +204,33 @@ class RayGangPool:
 
 def object_store(settings: WorkerSettings) -> int:
     """Bytes that one gang's micro-batches take on a single node, all stages being there."""
-    record = RunRecord.load(settings.root)
+    if settings.effects is None:
+        each = carried_bytes(RunRecord.load(settings.root))
+    else:
+        each = unit_bytes(settings.root, settings.effects)
     # A stage's result is written while what it was given is still held.
-    needed = 2 * PER_DEVICE * settings.stages * carried_bytes(record)
+    needed = 2 * PER_DEVICE * settings.stages * each
     return min(needed, int(_STORE_SHARE * psutil.virtual_memory().available))
 
 
-def _gpus(spec: ExtractSpec) -> float:
+def cluster_stages(spec: InterveneSpec, layers: int, threads: int) -> tuple[int, int]:
+    """Stages that the cluster at the spec's address decides on, and devices of each.
+
+    Raises
+    ------
+    RequestError
+        It cannot be reached.
+    """
+    own = connect(spec.address, cpus=threads)
+    try:
+        gpus = _gpus(spec)
+        return _stages(spec, layers, threads, gpus), max(1, int(gpus))
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _gpus(spec: ExtractSpec | InterveneSpec) -> float:
     """GPUs of each stage: what is asked for, or a gang's share of a node's."""
     if spec.gpus_per_worker is not None:
         return spec.gpus_per_worker
@@ -223,9 +245,8 @@ def _gpus(spec: ExtractSpec) -> float:
     return float(int(share)) if share >= 1 else share
 
 
-def _stages(spec: ExtractSpec, settings: WorkerSettings, gpus: float) -> int:
+def _stages(spec: ExtractSpec | InterveneSpec, layers: int, threads: int, gpus: float) -> int:
     """Stages that are asked for, or one for each node that can hold one."""
     if spec.stages is not None:
         return spec.stages
-    layers = int(RunRecord.load(settings.root).model["layers"])
-    return max(1, min(nodes_with(settings.threads, gpus), layers))
+    return max(1, min(nodes_with(threads, gpus), layers))

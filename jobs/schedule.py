@@ -18,6 +18,7 @@ from depthscope.storage.errors import RequestError
 from depthscope.storage.run_record import RunRecord
 
 from .groups import item_size
+from .intervene_spec import InterveneSpec
 from .plan_store import plan_of_store
 from .spec import ExtractSpec
 
@@ -69,7 +70,7 @@ def lay_over_devices(spec: ExtractSpec, record: RunRecord, folder: Path, open_ta
             refuse_quantised(str(quantisation), folder, RESIDENT_ONLY)
         return Layout("resident")
     if spec.schedule == "staged":
-        return Layout("staged", stages=_stages(spec, int(record.model["layers"])))
+        return Layout("staged", stages=stages_asked_for(spec, int(record.model["layers"])))
     if spec.schedule == "resident":
         return Layout("resident")
     config = load_config(folder, spec.trust_remote_code)
@@ -80,8 +81,14 @@ def lay_over_devices(spec: ExtractSpec, record: RunRecord, folder: Path, open_ta
     return _sweep(spec, record, costs, -(-open_tasks // (spec.workers or 1)))
 
 
-def _stages(spec: ExtractSpec, layers: int) -> int | None:
-    """Stages of a model of so many layers; None where the cluster decides."""
+def stages_asked_for(spec: ExtractSpec | InterveneSpec, layers: int) -> int | None:
+    """Stages of a model of so many layers; None where the cluster decides.
+
+    Raises
+    ------
+    RequestError
+        There are fewer layers than stages.
+    """
     if spec.stages is not None and spec.stages > layers:
         raise RequestError(
             f"--stages {spec.stages}: this model has {layers} layers: give at most {layers}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,20 +16,18 @@ from typing import Any, Literal
 import torch
 from depthscope.storage.commits import Commit
 from depthscope.storage.errors import Stopped
-from depthscope.storage.tasks import Task
-from torch import Tensor
+from torch import Tensor, nn
 
 from .batches import Batch
 from .capture import OnLayer, OnPoint
+from .checked_stack import CheckedStack
 from .clock import Clock
 from .equipment import Equipment, WorkerSettings
-from .handoff import Carried
+from .handoff import Handed
 from .layer_loader import LayerLoader
-from .layer_stack import LayerStack
-from .lens import LensMeasure
+from .layered_task import Kind
 from .read_meter import ReadMeter
-from .stage_task import StageTask
-from .task_windows import Window
+from .staged_task import DeviceLayers, StagedTask, StagePart
 
 
 @dataclass
@@ -38,18 +36,17 @@ class OpenTask:
 
     Attributes
     ----------
-    task, windows
-        The task and its micro-batches.
+    task
+        The task.
     error
         What went wrong; everything that follows of the task ends with it.
     parts
         What each device has of it, by the device's first layer.
     """
 
-    task: Task
-    windows: Sequence[Window]
+    task: StagedTask
     error: BaseException | None = None
-    parts: dict[int, StageTask] = field(default_factory=dict)
+    parts: dict[int, StagePart] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,7 +68,7 @@ class Step:
     open: OpenTask
     kind: Literal["run", "finish", "abort"]
     number: int = 0
-    carried: Carried | None = None
+    carried: Handed | None = None
     commits: list[Future[Commit | None]] = field(default_factory=list)
     done: Future[Any] = field(default_factory=Future)
 
@@ -90,6 +87,8 @@ class DeviceStage:
     ----------
     settings
         Where the store and the model are, and the limits.
+    kind
+        Of the tasks.
     loader
         Of this device alone; its weights are read by `load`.
     layers
@@ -103,17 +102,18 @@ class DeviceStage:
     def __init__(
         self,
         settings: WorkerSettings,
+        kind: Kind,
         loader: LayerLoader,
         layers: tuple[int, int],
         device: torch.device,
         reads: ReadMeter,
     ) -> None:
         self.settings, self.layers, self.device = settings, layers, device
+        self._kind = kind
         self.following: DeviceStage | None = None
         self._loader, self._frame = loader, loader.frame(device)
         self.equipment = Equipment.load(settings, Clock(), device, reads)
-        self._lens: LensMeasure | None = None
-        self._checked = self._closing = False
+        self._closing = False
         # One waits while one computes: more would only take memory.
         self._queue: queue.Queue[Step | Future[None] | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._serve, name=f"layers-{layers[0]}")
@@ -156,14 +156,33 @@ class DeviceStage:
         try:
             if first == 0:
                 self._frame.load()
-            blocks = {n: self._loader.load_layer(n, self.device) for n in range(first, last)}
-            self._stack = LayerStack(self._loader, self._frame, blocks, self.device)
-            if last == self.equipment.info.layers:
-                self._lens = self.equipment.lens_measure()
+            read = range(max(0, first - self._kind.reach), last)
+            blocks = {n: self._loader.load_layer(n, self.device) for n in read}
+            checked: set[int] = set()
+            self._stack = self._checked({n: blocks[n] for n in range(first, last)}, checked)
+            at_end = last == self.equipment.info.layers
+            self._own = DeviceLayers(
+                self.equipment,
+                self.layers,
+                self._frame,
+                self._run,
+                {layer: self._checked({layer: block}, checked) for layer, block in blocks.items()},
+                self._kind.head(self.equipment) if at_end else None,
+            )
         except BaseException as error:
             loaded.set_exception(error)
         else:
             loaded.set_result(None)
+
+    def _checked(self, blocks: Mapping[int, nn.Module], checked: set[int]) -> CheckedStack:
+        return CheckedStack(
+            self._loader,
+            self._frame,
+            blocks,
+            self.device,
+            checked=checked,
+            closing=lambda: self._closing,
+        )
 
     def _do(self, step: Step) -> None:
         """This device's share of a step; errors go with the task."""
@@ -180,12 +199,10 @@ class DeviceStage:
         if (task.error is not None or step.kind == "abort") and self.layers[0] in task.parts:
             task.parts[self.layers[0]].abort()
 
-    def _part(self, task: OpenTask) -> StageTask:
+    def _part(self, task: OpenTask) -> StagePart:
         first = self.layers[0]
         if first not in task.parts:
-            task.parts[first] = StageTask(
-                self.equipment, self.layers, task.task, task.windows, self._run, self._lens
-            )
+            task.parts[first] = task.task.part(self._own)
         return task.parts[first]
 
     def _run(
@@ -196,9 +213,7 @@ class DeviceStage:
         on_layer: OnLayer | None,
     ) -> Tensor:
         hidden = self._frame.embed(batch) if hidden is None else hidden.to(self.device)
-        if not self._checked:
-            self._stack.check_identity(batch, hidden)
-            self._checked = True
+        self._stack.ready(batch, hidden)
         if self.layers[0] == 0 and on_point is not None:
             on_point(0, hidden)
         return self._stack.run(batch, hidden, on_point, on_layer)

@@ -13,7 +13,7 @@ from depthscope.storage.commits import Commit
 from depthscope.storage.run_record import RunRecord
 from depthscope.storage.tasks import Selections, Task
 
-from .costs import model_costs
+from .costs import ModelCosts, model_costs
 from .description import ModelInfo, load_config
 from .device_split import node_devices
 from .equipment import WorkerSettings
@@ -137,7 +137,23 @@ def stage_ranges(settings: WorkerSettings, stages: int) -> list[tuple[int, int]]
         attention=info.attention,
         trust_remote_code=settings.trust_remote_code,
     )
+    return cut(costs, record, stages, branches=settings.effects is not None)
+
+
+def cut(
+    costs: ModelCosts, record: RunRecord, stages: int, *, branches: bool
+) -> list[tuple[int, int]]:
+    """As `stage_ranges`, from a model's costs.
+
+    Parameters
+    ----------
+    branches
+        Whether the stages run an intervention sweep, most of whose branches are born at the layers
+        in turn: a layer has to run those of all layers up to it.
+    """
     flops = costs.layer_flops(record.rows / max(1, record.documents))
+    if branches:
+        flops = [number * flop for number, flop in enumerate(flops, start=1)]
     return split_layers(costs.layer_bytes, flops, stages, first_bytes=costs.frame_bytes)
 
 

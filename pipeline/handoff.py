@@ -1,17 +1,22 @@
 """What one stage hands to the next for a micro-batch, and its form between processes.
 
-Besides the stream only what the last stage needs of earlier layers travels: the statistics of the
-batch's rows, and the rows chosen for the lens at earlier points. A stage makes the micro-batches
-itself, so no token does.
+Of an extraction, besides the stream only what the last stage needs of earlier layers travels: the
+statistics of the batch's rows, and the rows chosen for the lens at earlier points. Of an
+intervention sweep, a unit's state does (see `EffectsUnit.take_state`). A stage makes micro-batches
+and branches itself, so no token does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from depthscope.storage.effects import EffectsRecord, effects_plans
 from depthscope.storage.run_record import RunRecord
 from numpy.typing import NDArray
 
@@ -41,6 +46,10 @@ class Carried:
     lens: torch.Tensor | None
 
 
+#: What travels: an extraction's micro-batch, or the state of an intervention sweep's unit by name.
+Handed = Carried | Mapping[str, torch.Tensor]
+
+
 class Packed(NamedTuple):
     """The same as plain NumPy arrays, which Ray shares between processes without a copy.
 
@@ -53,15 +62,24 @@ class Packed(NamedTuple):
     lens: NDArray[np.generic] | None
 
 
-def pack(carried: Carried) -> Packed:
-    """Bring a micro-batch to host memory."""
+#: As `Handed`, between processes: a state's arrays each have their dtype's name beside them.
+PackedHanded = Packed | Mapping[str, tuple[NDArray[np.generic], str]]
+
+
+def pack(carried: Handed) -> PackedHanded:
+    """Bring what travels to host memory."""
+    if not isinstance(carried, Carried):
+        return {name: (_bits(tensor), _dtype_name(tensor)) for name, tensor in carried.items()}
     lens = None if carried.lens is None else _bits(carried.lens)
-    dtype = str(carried.hidden.dtype).removeprefix("torch.")
-    return Packed(_bits(carried.hidden), dtype, carried.statistics, lens)
+    return Packed(_bits(carried.hidden), _dtype_name(carried.hidden), carried.statistics, lens)
 
 
-def unpack(packed: Packed) -> Carried:
-    """The micro-batch, in host memory of its own: what Ray shares must not be written to."""
+def unpack(packed: PackedHanded) -> Handed:
+    """What travelled, in host memory of its own: what Ray shares must not be written to."""
+    if not isinstance(packed, Packed):
+        return {
+            name: _tensor(bits, getattr(torch, dtype)) for name, (bits, dtype) in packed.items()
+        }
     dtype: torch.dtype = getattr(torch, packed.dtype)
     lens = None if packed.lens is None else _tensor(packed.lens, dtype)
     return Carried(_tensor(packed.hidden, dtype), packed.statistics, lens)
@@ -78,6 +96,25 @@ def carried_bytes(record: RunRecord) -> int:
     if "lens" in record.groups:
         size += min(tokens, record.groups["lens"].rows) * layers * row
     return size
+
+
+def unit_bytes(root: Path, name: str) -> int:
+    """Bytes of the largest unit of an intervention sweep between two stages, at most."""
+    run, sweep = RunRecord.load(root), EffectsRecord.load(root, name)
+    row = int(run.model["hidden"]) * item_size(str(run.model["dtype"]))
+    longest = int(run.corpus["longest"])
+    measured = max(1, sweep.splits, sweep.positions)
+    cases = len(sweep.scopes) * max(1, len(sweep.parts)) * measured
+    # Two lines besides for each document; documents that share a call have all of theirs in it.
+    lines = longest * (cases * sweep.sources_per_task + 2)
+    size = row * max(lines, int(sweep.identity_fields["batch_tokens"]))
+    if "local" in sweep.kinds:
+        size += 2 * row * longest * sweep.documents_per_task * sweep.layers
+    return size + sum(4 * prod(plan.shard) for plan in effects_plans(sweep).values())
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _bits(tensor: torch.Tensor) -> NDArray[np.generic]:

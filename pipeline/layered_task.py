@@ -1,9 +1,12 @@
-"""What the sweep takes through the layers: extraction's tasks, and intervention sweeps'."""
+"""What goes through the layers, in a sweep or in stages: an extraction's tasks, and an intervention
+sweep's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Protocol
 
 from depthscope.storage.commits import Commit
@@ -14,14 +17,18 @@ from depthscope.storage.tasks import Task
 from torch import Tensor
 
 from .batches import Batch
+from .effects_stage import StagedEffects
 from .effects_task import EffectsWork
-from .equipment import Equipment
+from .equipment import Equipment, WorkerSettings
 from .frame import Frame
 from .gradients_task import GradientsWork
 from .head_export import export_head
+from .interventions import PROGRAMS
 from .layer_stack import LayerStack
 from .placed_head import PlacedHead
 from .replacements import Replacements
+from .stage_task import StagedExtraction
+from .staged_task import StagedTask
 from .task_sweep import TaskSweep
 
 
@@ -55,14 +62,52 @@ class LayeredTask(Protocol):
         """Hand an error over."""
 
 
+class Kind(Protocol):
+    """Makes the tasks of an extraction, or of an intervention sweep.
+
+    Attributes
+    ----------
+    reach
+        Layers before a run of layers that its tasks apply again.
+    """
+
+    @property
+    def reach(self) -> int:
+        """See above."""
+
+    def open(
+        self, equipment: Equipment, frame: Frame, task: Task, done: Future[tuple[Commit, ...]]
+    ) -> LayeredTask:
+        """A task at its start, or where it was left, to be taken through all layers."""
+
+    def staged(self, equipment: Equipment, task: Task) -> StagedTask:
+        """A task that goes through stages."""
+
+    def head(self, equipment: Equipment) -> Any:
+        """What tasks need after the last layer; None for nothing."""
+
+
+def kind_of(settings: WorkerSettings) -> Kind:
+    """The kind of task that a worker is given."""
+    if settings.effects is None:
+        return Extractions()
+    return Effects(settings.root, settings.effects)
+
+
 class Extractions:
     """Makes the tasks of an extraction."""
+
+    reach = 0
 
     def open(
         self, equipment: Equipment, frame: Frame, task: Task, done: Future[tuple[Commit, ...]]
     ) -> LayeredTask:
         """A task at its start, or where it was left."""
         return TaskSweep(equipment, frame, task, done)
+
+    def staged(self, equipment: Equipment, task: Task) -> StagedTask:
+        """A task whose micro-batches go through stages."""
+        return StagedExtraction(equipment, task)
 
     def head(self, equipment: Equipment) -> Any:
         """What `finish` needs: the lens, if one is wanted."""
@@ -74,30 +119,44 @@ class Effects:
 
     Parameters
     ----------
-    name
-        Of the sweep.
+    root, name
+        The store and the sweep.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, root: Path, name: str) -> None:
+        self._root, self._record = root, EffectsRecord.load(root, name)
+
+    @property
+    def reach(self) -> int:
+        """The span of a layer program, which is applied at its last layer."""
+        request = self._record.request
+        return int(request["span"]) - 1 if request["what"] in PROGRAMS else 0
 
     def open(
         self, equipment: Equipment, frame: Frame, task: Task, done: Future[tuple[Commit, ...]]
     ) -> LayeredTask:
         """A task at its start."""
-        root = equipment.settings.root
-        record = EffectsRecord.load(root, self._name)
-        means = StorePaths(root).effects(self._name).with_suffix(".means.safetensors")
+        if self._record.is_gradients:
+            return GradientsWork(equipment, self._record, task, done)
+        return self._work(equipment, task, done)
+
+    def staged(self, equipment: Equipment, task: Task) -> StagedTask:
+        """A task whose units go through stages."""
+        return StagedEffects(equipment, lambda own: self._work(own, task, Future()))
+
+    def _work(
+        self, equipment: Equipment, task: Task, done: Future[tuple[Commit, ...]]
+    ) -> EffectsWork:
+        root, record = self._root, self._record
+        means = StorePaths(root).effects(record.name).with_suffix(".means.safetensors")
         patch = record.request["patch_from"]
         part = record.task(task.index)
         replacements = Replacements(
             means if means.exists() else None,
-            None if patch is None else type(root)(str(patch)),
+            None if patch is None else Path(str(patch)),
             record.request["patch_document"],
             record.documents[part.rows[0] : part.rows[1]],
         )
-        if record.is_gradients:
-            return GradientsWork(equipment, record, task, done)
         return EffectsWork(equipment, record, task, done, replacements)
 
     def head(self, equipment: Equipment) -> PlacedHead:

@@ -15,7 +15,6 @@ from depthscope.storage.tasks import Task
 from .device_split import node_devices
 from .equipment import WorkerSettings
 from .gang_worker import GangWorker
-from .layered_task import Effects, Extractions
 from .sweep import SweepWorker
 from .worker import Worker
 
@@ -50,12 +49,10 @@ def make_worker(
     RequestError
         The model cannot be loaded, or does not fit the budget.
     """
-    if settings.effects is not None:
-        return SweepWorker(settings, Effects(settings.effects))
-    if settings.schedule == "sweep":
-        return SweepWorker(settings, Extractions())
     if settings.schedule == "staged":
         return GangWorker(settings, devices=devices)
+    if settings.schedule == "sweep" or settings.effects is not None:
+        return SweepWorker(settings)
     devices = devices or node_devices()
     if len(devices) > 1:
         # What does not fit the devices, or cannot be cut into layers, is accelerate's to place.

@@ -26,11 +26,10 @@ from .description import ModelInfo
 from .device_split import device_room, node_devices, split_over_devices
 from .device_stage import DeviceStage, OpenTask, Step
 from .equipment import WorkerSettings
-from .handoff import Carried
+from .handoff import Handed
 from .layer_loader import LayerLoader
-from .needs import stored_ranges
+from .layered_task import kind_of
 from .read_meter import ReadMeter
-from .task_windows import task_windows
 
 
 class Stage:
@@ -63,9 +62,11 @@ class Stage:
         loaders = [LayerLoader(settings.folder, info, settings.trust_remote_code)]
         devices = devices or node_devices()
         first, last = layers
+        self._kind, sizes = kind_of(settings), loaders[0].layer_bytes
+        again = sum(sizes[max(0, first - self._kind.reach) : first])
         runs = split_over_devices(
-            loaders[0].layer_bytes[first:last],
-            0 if first else loaders[0].frame_bytes,
+            sizes[first:last],
+            again if first else loaders[0].frame_bytes,
             len(devices),
             device_room(devices, settings.device_memory),
         )
@@ -80,7 +81,7 @@ class Stage:
         try:
             for run, device, loader in zip(runs, devices, loaders, strict=False):
                 own = (first + run[0], first + run[1])
-                self.devices.append(DeviceStage(settings, loader, own, device, reads))
+                self.devices.append(DeviceStage(settings, self._kind, loader, own, device, reads))
             for before, after in pairwise(self.devices):
                 before.following = after
             for loaded in [device.load() for device in self.devices]:
@@ -102,16 +103,14 @@ class Stage:
         PoisonedDocumentError
             A document fails, and documents that fail stop the run.
         """
-        equipment = self.devices[0].equipment
-        ranges = list(stored_ranges(equipment.selections, task).values())
-        windows = list(task_windows(equipment, task, ranges))
+        begun = self._kind.staged(self.devices[0].equipment, task)
         with self._turn:
-            self._tasks[key] = OpenTask(task, windows)
-        return sum(len(window.batches) for window in windows)
+            self._tasks[key] = OpenTask(begun)
+        return begun.micro_batches
 
     def forward(
-        self, sequence: int, key: str, number: int, carried: Carried | None
-    ) -> Carried | None:
+        self, sequence: int, key: str, number: int, carried: Handed | None
+    ) -> Handed | None:
         """Take a micro-batch through the stage's layers; blocks until it is through.
 
         Parameters
@@ -126,7 +125,7 @@ class Stage:
 
         Returns
         -------
-        Carried or None
+        Handed or None
             For the next stage; None from the last.
 
         Raises
@@ -146,7 +145,7 @@ class Stage:
             self._put(step)
             self._next += 1
             self._pass_given_up()
-        result: Carried | None = step.done.result()
+        result: Handed | None = step.done.result()
         return result
 
     def finish(self, key: str) -> tuple[Commit, ...]:

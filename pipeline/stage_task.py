@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import torch
@@ -14,11 +14,29 @@ from .capture import OnLayer, OnPoint
 from .equipment import Equipment
 from .handoff import Carried
 from .lens import LensMeasure
+from .needs import stored_ranges
 from .part import Part, TaskNumbers
-from .task_windows import Window
+from .staged_task import DeviceLayers
+from .task_windows import Window, task_windows
 
-#: Runs layers over a micro-batch: the stream into the first (None: the embedding's), and out.
-RunLayers = Callable[[Batch, torch.Tensor | None, OnPoint | None, OnLayer | None], torch.Tensor]
+
+class StagedExtraction:
+    """A task that a stage has begun.
+
+    Raises
+    ------
+    PoisonedDocumentError
+        A document fails, and documents that fail stop the run.
+    """
+
+    def __init__(self, equipment: Equipment, task: Task) -> None:
+        ranges = list(stored_ranges(equipment.selections, task).values())
+        self._task, self._windows = task, list(task_windows(equipment, task, ranges))
+        self.micro_batches = sum(len(window.batches) for window in self._windows)
+
+    def part(self, device: DeviceLayers) -> StageTask:
+        """What a device of the stage has of it."""
+        return StageTask(device, self._task, self._windows)
 
 
 class StageTask:
@@ -26,30 +44,17 @@ class StageTask:
 
     Parameters
     ----------
-    equipment
-        Of the device alone, since its blocks and its way to the host serve one window at a time.
-    layers
-        First and last.
+    device
+        The layers; its head measures lens values after the last layer of the model.
     task, windows
         The task, and the windows of its micro-batches.
-    run_layers
-        Takes a micro-batch through these layers.
-    lens
-        Measures lens values after the last layer of the model.
     """
 
-    def __init__(
-        self,
-        equipment: Equipment,
-        layers: tuple[int, int],
-        task: Task,
-        windows: Sequence[Window],
-        run_layers: RunLayers,
-        lens: LensMeasure | None,
-    ) -> None:
-        self._clock, self._layers = equipment.clock, layers
-        self._run_layers, self._lens = run_layers, lens
-        self._part = Part(equipment, task, layers, TaskNumbers.of(equipment, task))
+    def __init__(self, device: DeviceLayers, task: Task, windows: Sequence[Window]) -> None:
+        equipment, self._layers = device.equipment, device.layers
+        self._clock, self._run_layers = equipment.clock, device.run
+        self._lens: LensMeasure | None = device.head
+        self._part = Part(equipment, task, self._layers, TaskNumbers.of(equipment, task))
         self._windows = list(windows)
         self._batches: list[Batch] = []
         self._done = 0

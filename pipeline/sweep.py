@@ -27,7 +27,7 @@ from .equipment import Equipment, WorkerSettings
 from .expert_loader import has_experts
 from .expert_streaming import StreamedStack
 from .layer_loader import LayerLoader
-from .layered_task import Effects, Extractions, LayeredTask
+from .layered_task import LayeredTask, kind_of
 from .read_meter import ReadMeter
 
 #: How long a sweep waits for the next task of its share; the dispatcher sends them all at once.
@@ -42,8 +42,6 @@ class SweepWorker:
     settings
         Where the store and the model are, the limits, and how many tasks run together. In the
         ``resident`` schedule layers stay in memory once they are read.
-    kind
-        Makes the tasks: an extraction's, or an intervention sweep's.
 
     Raises
     ------
@@ -51,8 +49,8 @@ class SweepWorker:
         The checkpoint is not whole, or does not fit its config.
     """
 
-    def __init__(self, settings: WorkerSettings, kind: Extractions | Effects) -> None:
-        self.settings, self.clock, self._kind = settings, Clock(), kind
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings, self.clock, self._kind = settings, Clock(), kind_of(settings)
         self._kept: dict[int, nn.Module] = {}
         self._queue: queue.Queue[tuple[Task, Future[tuple[Commit, ...]]] | None] = queue.Queue()
         self._stopping, self._closing = threading.Event(), threading.Lock()
