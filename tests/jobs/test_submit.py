@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
+import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,23 @@ def test_the_container_file_is_clean() -> None:
     command = [str(PROGRAMS / "hadolint"), str(ROOT / "deploy" / "Containerfile")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_has_what_it_needs_and_pins_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {_package(line) for line in lines if "==" in line}
+    assert {_package(line) for line in project["dependencies"]} <= pinned
+    # What is copied from the context is what the context is allowed to hold.
+    (copied,) = re.findall(r"^COPY (.*) \S+$", (ROOT / "deploy/Containerfile").read_text(), re.M)
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    assert [line[1:] for line in allowed if line.startswith("!")] == copied.split()
+
+
+def _package(requirement: str) -> str:
+    name = re.match(r"[\w.-]+", requirement)
+    assert name
+    return name[0].lower().replace("_", "-")
 
 
 def test_an_array_has_one_choice_per_line(tmp_path: Path) -> None:
