@@ -22,8 +22,10 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+# Two at a time: much of a test's time is spent waiting for processes that start. Files stay whole,
+# since their tests share clusters and stores.
 tests: $(VENV)/.installed $(VENV)/.browser
-	$(BIN)/python -m pytest --ignore=tests/cluster
+	$(BIN)/python -m pytest --ignore=tests/cluster -n 2 --dist loadfile --no-loadscope-reorder
 
 # A real Slurm of two nodes in namespaces, which the tests install and start themselves as root; they
 # say so and are skipped where that is impossible.

@@ -16,6 +16,12 @@ import depthscope.analysis as da
 import numpy as np
 import xarray as xr
 
+#: What the page calls a model, and the command that makes its folder, by the name in the store.
+TITLES = {
+    "demo": ("SmolLM2-135M", ""),
+    "gemma": ("Gemma-3-270m", "python tests/benchmarks/gemma.py models\n"),
+}
+
 
 def main() -> None:
     """Read the results and fill the page in."""
@@ -27,21 +33,35 @@ def main() -> None:
     run = da.open(options.store)
     parts = da.contributions(run)
     pairs = da.interactions(run, options.effects, partial=True)
-    values = {**sample(run, pairs), **contributions(parts), **cosines(parts), **effects(pairs)}
+    values = {**model(run, options.out), "store": options.store.name}
+    values |= {**sample(run, pairs), **contributions(parts), **cosines(parts), **effects(pairs)}
     values |= verdicts(parts, pairs)
     page = Path(__file__).with_name("reproduction.md.in").read_text(encoding="utf-8")
     options.out.write_text(page.format(**values), encoding="utf-8")
 
 
+def model(run: Any, out: Path) -> dict[str, Any]:
+    """The model, and the commands that name it."""
+    record = run.snapshots[0].record.model
+    title, conversion = TITLES.get(record["name"], (record["name"], ""))
+    return {
+        "title": title,
+        "conversion": conversion,
+        "model": f"models/{record['name']}" if conversion else record["name"],
+        "millions": round(record["parameters"] / 1e6),
+        "layers": record["layers"],
+        "dtype": record["dtype"],
+        "out": "" if out.name == "reproduction.md" else f" --out docs/{out.name}",
+    }
+
+
 def sample(run: Any, pairs: xr.Dataset) -> dict[str, Any]:
-    """The model and how much was measured."""
+    """How much was measured."""
     record, request = run.snapshots[0].record, pairs.attrs["request"]
     shortest, longest, tokens = run.sql(
         "SELECT min(n_tokens), max(n_tokens), sum(n_tokens) FROM documents"
     ).fetchall()[0]
     return {
-        "layers": record.model["layers"],
-        "dtype": record.model["dtype"],
         "corpus_documents": record.documents,
         "rows": f"{tokens:,}",
         "shortest": shortest,

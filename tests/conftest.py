@@ -22,6 +22,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 VOCABULARY = 258
+#: Files that take minutes: begun first, so that neither of two processes ends long after the other.
+LONGEST = ("test_readme.py", "test_kill.py", "test_staged.py", "test_demo.py", "test_sweep.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the longest files to the front; order within a file stays."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
