@@ -9,7 +9,6 @@ descent approaches. Source of the question and of the metric: Csordás et al. 20
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,104 +18,19 @@ from depthscope.storage.errors import RequestError
 from numpy.typing import NDArray
 
 from .client import Progress
-from .map_choice import RIDGES, choose
+from .map_choice import choose
 from .map_errors import measure
+from .map_kept import Keeping, KeptMoments, TrainingPairs
 from .map_moments import SKETCH, train
 from .map_plan import Plan, Spill, held_now
 from .map_result import Finished, map_result
 from .map_rows import PairReader, Pilot, RowMask, Side
+from .map_settings import MapSettings
 from .products import products_on
 from .results import Provenance, result_folder, reuse_result, save_dataset
-from .row_pairs import Pairing, RowPairs, TokenSet, pair_rows
+from .row_pairs import RowPairs, pair_rows
 from .shared_documents import TEST, TRAINING, VALIDATION, SharedDocuments, share_documents
 from .store import Run
-
-#: Raised whenever the numbers change for the same inputs.
-REVISION = 1
-
-
-@dataclass(frozen=True)
-class MapSettings:
-    """How maps are made.
-
-    Attributes
-    ----------
-    source_points, target_points
-        Points that take part; None for all that are stored.
-    token_set
-        ``content`` leaves out first positions and special tokens, ``all`` keeps them.
-    massive
-        Rows whose norm at any point exceeds so many times that point's median are left out; 0
-        keeps them.
-    ridges
-        What is tried for each pair, as multiples of the mean eigenvalue of XᵀX (the sum over
-        training rows, centred); 0 is least squares.
-    rank
-        Maps of at most that rank; None for any.
-    validation, test
-        Shares of the documents.
-    pairing
-        ``tokens``, ``offsets``, or ``auto`` by the tokenizers.
-    least_shared
-        Share of the smaller store's documents that must be in both.
-    seed
-        Of the parts, the shuffled baseline and the bootstrap.
-    resamples, level
-        Of the bootstrap over held-out documents.
-    memory
-        Bytes that the process may hold; None for half of what is free.
-    device
-        None for numpy; ``cpu``, ``cuda`` … for torch.
-    scratch
-        Folder for moments that do not fit; None for the system's.
-    progress
-        Called with the rows read and the rows to read, over all passes.
-    """
-
-    source_points: Sequence[int] | None = None
-    target_points: Sequence[int] | None = None
-    token_set: TokenSet = "content"
-    massive: float = 20.0
-    ridges: Sequence[float] = RIDGES
-    rank: int | None = None
-    validation: float = 0.1
-    test: float = 0.1
-    pairing: Pairing = "auto"
-    least_shared: float = 0.5
-    seed: int = 0
-    resamples: int = 1000
-    level: float = 0.95
-    memory: int | None = None
-    device: str | None = None
-    scratch: Path | None = None
-    progress: Progress | None = field(default=None, compare=False)
-
-    def parameters(self) -> dict[str, object]:
-        """Everything that decides the numbers."""
-        left_out = {"memory", "device", "scratch", "progress"}
-        values = {n: getattr(self, n) for n in self.__dataclass_fields__ if n not in left_out}
-        lists = {n: list(v) if isinstance(v, list | tuple) else v for n, v in values.items()}
-        return {**lists, "revision": REVISION}
-
-    def check(self) -> None:
-        """Refuse what cannot be.
-
-        Raises
-        ------
-        RequestError
-            A value is out of range.
-        """
-        if not self.ridges or min(self.ridges) < 0:
-            raise RequestError("ridges must be at least one number that is not negative")
-        if self.validation <= 0 or self.test <= 0 or self.validation + self.test >= 1:
-            raise RequestError(
-                f"validation {self.validation:g} and test {self.test:g} must be positive and leave "
-                "documents to train on"
-            )
-        if self.rank is not None and self.rank < 1:
-            raise RequestError(f"rank {self.rank} must be at least 1")
-        if self.massive < 0:
-            raise RequestError(f"massive {self.massive:g} must not be negative; 0 keeps all rows")
 
 
 def linear_maps(
@@ -160,16 +74,21 @@ def linear_maps(
     found = reuse_result(out, provenance)
     if found is not None:
         return found
-    dataset, documents = _compute(run_a, run_b, chosen)
-    dataset = dataset.assign_attrs({**dataset.attrs, **provenance.attributes()})
-    if out is not None:
-        with result_folder(out) as folder:
-            save_dataset(documents, folder, "documents")
-            save_dataset(dataset, folder)
+    if out is None:
+        dataset, _ = _compute(run_a, run_b, chosen, Keeping())
+        return dataset.assign_attrs({**dataset.attrs, **provenance.attributes()})
+    with result_folder(out) as folder:
+        keeping = Keeping(KeptMoments.find(out, provenance), folder)
+        dataset, documents = _compute(run_a, run_b, chosen, keeping)
+        dataset = dataset.assign_attrs({**dataset.attrs, **provenance.attributes()})
+        save_dataset(documents, folder, "documents")
+        save_dataset(dataset, folder)
     return dataset
 
 
-def _compute(a: Run, b: Run, settings: MapSettings) -> tuple[xr.Dataset, xr.Dataset]:
+def _compute(
+    a: Run, b: Run, settings: MapSettings, keeping: Keeping
+) -> tuple[xr.Dataset, xr.Dataset]:
     used = held_now()
     names = str(a.snapshots[0].root), str(b.snapshots[0].root)
     for run, name in zip((a, b), names, strict=True):
@@ -184,22 +103,25 @@ def _compute(a: Run, b: Run, settings: MapSettings) -> tuple[xr.Dataset, xr.Data
     target = _side(b, settings.target_points, pairs.target)
     parts = _parts(shared, pairs, settings)
     _require_rows(parts[TRAINING], source.width, settings.ridges)
-    massive = settings.massive or None
-    pilots = tuple(Pilot.of(side, parts[TRAINING], massive) for side in (source, target))
-    limits = tuple(p.length * massive if massive else np.full(len(p.length), np.inf)
-                   for p in pilots)  # fmt: skip
-    products = products_on(settings.device)
     memory = settings.memory or psutil.virtual_memory().available // 2
     plan = Plan.of(source, target, min(SKETCH, target.width), memory, used)
-    mask = RowMask((limits[0], limits[1]), np.ones(len(pairs), np.bool_))
-    reader = PairReader(source, target, mask, plan.block_rows)
-    tick = _ticks(settings.progress, plan, parts)
+    training = TrainingPairs.of(parts[TRAINING], source, target)
+    before, covered = keeping.covered(training)
+    pilots = _pilots(source, target, parts[TRAINING], settings) if before is None else before.pilots
+    reader = PairReader(source, target, _mask(pilots, len(pairs), settings), plan.block_rows)
+    if before is not None:
+        before.judge(reader.mask, covered)
+    added = np.setdiff1d(parts[TRAINING], covered, assume_unique=True)
+    products = products_on(settings.device)
+    tick = _ticks(settings.progress, plan, (added, parts[VALIDATION], parts[TEST]))
     shape = source.width, len(target) * target.width
     with Spill(len(source), shape, len(plan.tiles) == 1, settings.scratch) as spill:
+        writer = keeping.writer(plan, training, (source, target))
         trained = train(
-            reader, parts[TRAINING], (pilots[0], pilots[1]), plan, products, spill,
-            settings.seed, tick,
-        )  # fmt: skip
+            reader, added, pilots, plan, products, spill, settings.seed, tick, before, writer
+        )
+        if writer is not None:
+            writer.finish(training, pilots, reader.mask, trained.rows)
         _require_rows(parts[TRAINING][: trained.rows], source.width, settings.ridges)
         choice = choose(reader, parts[VALIDATION], trained, settings.ridges, products, spill, tick)
         numbers, place = np.unique(pairs.document[parts[TEST]], return_inverse=True)
@@ -210,10 +132,25 @@ def _compute(a: Run, b: Run, settings: MapSettings) -> tuple[xr.Dataset, xr.Data
     finished = Finished(
         a, b, settings.level, settings.resamples, settings.seed, settings.rank, settings.massive
     )
-    return map_result(
-        finished, (source, target), shared, pairs, parts, plan, mask, choice, errors,
+    result, documents = map_result(
+        finished, (source, target), shared, pairs, parts, plan, reader.mask, choice, errors,
         shared.source[numbers],
     )  # fmt: skip
+    kept = 0 if writer is None else plan.moments
+    return result.assign_attrs(training_rows_read=len(added), kept_bytes=kept), documents
+
+
+def _pilots(
+    source: Side, target: Side, training: NDArray[np.int64], settings: MapSettings
+) -> tuple[Pilot, Pilot]:
+    massive = settings.massive or None
+    return Pilot.of(source, training, massive), Pilot.of(target, training, massive)
+
+
+def _mask(pilots: tuple[Pilot, Pilot], pairs: int, settings: MapSettings) -> RowMask:
+    limits = tuple(p.length * settings.massive if settings.massive
+                   else np.full(len(p.length), np.inf) for p in pilots)  # fmt: skip
+    return RowMask((limits[0], limits[1]), np.ones(pairs, np.bool_))
 
 
 def _side(run: Run, points: Sequence[int] | None, rows: NDArray[np.int64]) -> Side:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .map_kept import KeptMoments, MomentsWriter
 from .map_plan import Plan, Run, Spill
 from .map_rows import QUANTUM, PairBlock, PairReader, Pilot, Rows
 from .products import Products
@@ -86,6 +87,8 @@ def train(
     spill: Spill,
     seed: int,
     tick: Callable[[int], None],
+    before: KeptMoments | None = None,
+    writer: MomentsWriter | None = None,
 ) -> Trained:
     """Pass over the training rows once for every tile.
 
@@ -105,15 +108,24 @@ def train(
         Of the shuffling and the sketch.
     tick
         Called after every block with its number of rows.
+    before
+        Moments of further training rows, which are added; None for none.
+    writer
+        Keeps the moments; None does not.
     """
     trained = Trained(_sketch(reader.target.width, seed))
     means = np.zeros((len(reader.target), reader.target.width))
     for tile in plan.tiles:
         totals = _Totals(reader, pilots, trained.sketch, tile, products)
+        if before is not None:
+            totals.begin(before)
+        first = -(-totals.rows // QUANTUM) * QUANTUM
         blocks = reader.blocks(training, totals.sources, totals.targets)
         for number, block in enumerate(blocks):
-            totals.add(block, number * plan.block_rows, seed)
+            totals.add(block, first + number * plan.block_rows, seed)
             tick(len(block.pairs))
+        if writer is not None:
+            totals.keep(writer)
         trained.rows = totals.rows
         means[totals.targets.start : totals.targets.stop] = totals.target_mean()
         totals.finish(trained.factors, spill)
@@ -145,6 +157,32 @@ class _Totals:
         self._gram = [products.zeros(d, d) for _ in tile]
         self._source_sum = np.zeros((len(tile), d))
         self._target_sum = np.zeros(len(self.targets) * self._width)
+
+    def begin(self, kept: KeptMoments) -> None:
+        """Begin with kept moments instead of nothing."""
+        put, width = self._products.put, self._width
+        sums = kept.load("source_sum"), kept.load("target_sum")
+        self.rows = kept.rows
+        self._target_sum[:] = sums[1][self.targets.start * width : self.targets.stop * width]
+        for number, run in enumerate(self.tile):
+            self._source_sum[number] = sums[0][run.source]
+            self._gram[number] = put(kept.load(f"gram_{run.source}"))
+            for at, target in enumerate(range(run.first, run.last)):
+                both = kept.load(f"pair_{run.source}_{target}")
+                cross, shuffled = both[:, :width], both[:, width:]
+                self._cross[number][:, at * width : (at + 1) * width] = put(cross)
+                self._shuffled[number][:, at * self._k : (at + 1) * self._k] = put(shuffled)
+
+    def keep(self, writer: MomentsWriter) -> None:
+        """Keep the moments as they are, around the pilots' means."""
+        get, width, k = self._products.get, self._width, self._k
+        writer.keep_sums(self.sources, self._source_sum, self.targets, self._target_sum)
+        for number, run in enumerate(self.tile):
+            writer.save(f"gram_{run.source}", get(self._gram[number]))
+            for at, target in enumerate(range(run.first, run.last)):
+                cross = self._cross[number][:, at * width : (at + 1) * width]
+                shuffled = self._shuffled[number][:, at * k : (at + 1) * k]
+                writer.save(f"pair_{run.source}_{target}", np.hstack([get(cross), get(shuffled)]))
 
     def add(self, block: PairBlock, first: int, seed: int) -> None:
         """Add a block whose first row has that place among the training rows."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from depthscope.analysis import geometry_kept
+from depthscope.analysis import geometry_kept, map_kept
 from depthscope.analysis.contributions import contributions
 from depthscope.analysis.geometry import geometry
 from depthscope.analysis.lens import lens
+from depthscope.analysis.linear_maps import linear_maps
+from depthscope.analysis.map_rows import Side
 from depthscope.analysis.store import open as open_store
 from depthscope.storage import gather
 
@@ -191,3 +194,91 @@ def test_a_document_that_failed_later_takes_its_rows_away(
     found = geometry(open_store(store.root), resamples=100)
     assert int(found["count"].sel(token_set="all")) == 319
     alike(found, geometry(open_store(store.root), resamples=100, out=tmp_path / "x.zarr"))
+
+
+@pytest.fixture
+def rows_read(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Rows of a map's source whose vectors are read."""
+    rows, original = set[int](), Side.read
+
+    def read(side: Side, number: int, pairs: Any) -> Any:
+        if side.width == 6:
+            rows.update(np.asarray(side.residual.axis.index)[side.rows[pairs]].tolist())
+        return original(side, number, pairs)
+
+    monkeypatch.setattr(Side, "read", read)
+    return rows
+
+
+def two_stores(folder: Path, late: set[int]) -> tuple[SmallStore, SmallStore]:
+    """Stores of one corpus, of which some tasks are not committed yet; row 40 is massive."""
+    h, lengths = stream()
+    h[:, 40] *= 500
+    other = np.random.default_rng(1).normal(size=(3, 330, 5)) + h[1:, :, :5]
+    return (
+        without(paired(folder / "a", h, lengths), late),
+        without(paired(folder / "b", other, lengths), late),
+    )
+
+
+def test_maps_of_grown_stores_add_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_read: set[int]
+) -> None:
+    monkeypatch.setattr(map_kept, "SHARE", float("inf"))
+    stores = two_stores(tmp_path, {1, 4, 5})
+    out = tmp_path / "maps.zarr"
+
+    def maps(place: Path | None = out, **more: Any) -> xr.Dataset:
+        rows_read.clear()
+        runs = [open_store(store.root) for store in stores]
+        return linear_maps(*runs, out=place, resamples=20, **more)
+
+    maps()
+    for tasks in ((4,), (1, 5)):
+        for task in tasks:
+            for store in stores:
+                commit(store, task)
+        found, grown_rows = maps(), set(rows_read)
+        whole = maps(tmp_path / f"{tasks[0]}.zarr")
+        spared = rows_read - grown_rows
+        assert {row // 64 for row in spared}.isdisjoint(tasks)
+        read = [one.attrs["training_rows_read"] for one in (found, whole)]
+        assert len(spared) == read[1] - read[0] > 0
+        for name in ("train_rows", "validation_rows", "test_rows", "massive_rows"):
+            assert found.attrs[name] == whole.attrs[name]
+        assert found.attrs["massive_rows"] == 1
+        for name in ("relative_error", "r2", "ridge", "baseline_mean_error", "r2_dimension"):
+            np.testing.assert_allclose(found[name], whole[name], rtol=2e-5, atol=2e-6)
+        # The same rows, shuffled in other groups.
+        np.testing.assert_allclose(
+            found["baseline_shuffled_error"], whole["baseline_shuffled_error"], rtol=0.2
+        )
+    again = maps(rank=2)
+    assert again.attrs["training_rows_read"] == 0
+    np.testing.assert_allclose(again["r2"], maps(None, rank=2)["r2"], rtol=1e-4, atol=1e-5)
+    assert maps(seed=1).attrs["training_rows_read"] > 0
+
+
+def test_maps_whose_rows_are_gone_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = two_stores(tmp_path, {5})
+    out = tmp_path / "maps.zarr"
+
+    def maps(place: Path) -> xr.Dataset:
+        return linear_maps(*(open_store(s.root) for s in stores), out=place, resamples=20)
+
+    monkeypatch.setattr(map_kept, "SHARE", 0.1)
+    maps(out)
+    # Such few rows are read again sooner than their moments are.
+    assert not (out / "state").exists()
+    monkeypatch.setattr(map_kept, "SHARE", float("inf"))
+    shutil.rmtree(out)
+    maps(out)
+    assert (out / "state" / "facts.json").exists()
+    # Documents 26 to 28 lie in task 4 but for the last one's rows.
+    commit(stores[0], 5, invalid=(26, 27, 28))
+    commit(stores[1], 5)
+    found, whole = maps(out), maps(tmp_path / "whole.zarr")
+    assert found.attrs["training_rows_read"] == whole.attrs["training_rows_read"]
+    xr.testing.assert_allclose(found, whole)
