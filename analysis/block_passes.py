@@ -14,9 +14,7 @@ import dask
 import numpy as np
 
 from .client import Progress, workers_now
-
-#: Called with the blocks done.
-Seen = Callable[[int], None]
+from .task_progress import Seen, blocks_seen
 
 
 class Gathered(Protocol):
@@ -39,14 +37,19 @@ def over_blocks(work: Callable[..., Part], blocks: int, seen: Seen | None = None
     blocks
         How many there are.
     seen
-        Called after each block where this process works alone.
+        Called after each block with the blocks done, wherever they are done.
     """
     workers = workers_now()
     if workers == 1 or blocks < 2:
         return work(range(blocks), seen)
     cuts = np.linspace(0, blocks, min(workers, blocks) + 1).astype(int)
     sent = dask.delayed(work, pure=False, traverse=False)
-    first, *others = dask.compute(*(sent(range(int(a), int(b))) for a, b in pairwise(cuts)))
+    ranges = [range(int(a), int(b)) for a, b in pairwise(cuts)]
+    with blocks_seen(seen, len(ranges)) as heard:
+        tasks = [sent(part, own) for part, own in zip(ranges, heard, strict=True)]
+        first, *others = dask.compute(*tasks)
+    if seen is not None:
+        seen(blocks)
     for other in others:
         first.merge(other)
     gathered: Part = first

@@ -1,9 +1,10 @@
 """Where Dask computes: threads of this process by default, a Dask cluster when asked.
 
-The only module that knows Dask's schedulers. Every reduction of this package is a graph whose tasks
-read from the store by themselves, so a cluster needs nothing but the same file system. Clusters
-that are started here speak TLS with certificates of their own: a scheduler runs what it is sent.
-Blocks inside a block share its client, so that many analyses in a row start one cluster.
+Only this module and ``task_progress`` know Dask's schedulers. Every reduction of this package is a
+graph whose tasks read from the store by themselves, so a cluster needs nothing but the same file
+system. Clusters that are started here speak TLS with certificates of their own: a scheduler runs
+what it is sent. Blocks inside a block share its client, so that many analyses in a row start one
+cluster.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import dask
-from dask.callbacks import Callback
 from depthscope.storage.errors import RequestError
 
 #: Called with the steps done and the steps there are.
@@ -75,7 +75,7 @@ def _there_already(address: str | None) -> bool:
     around = _around.get()
     if around is not None:
         return address in (None, around)
-    return address is None and _client() is not None
+    return address is None and client_now() is not None
 
 
 @contextmanager
@@ -187,7 +187,18 @@ def _running(address: str) -> Iterator[None]:
             f"--scheduler {address}: no Dask scheduler answers there ({type(error).__name__})"
         ) from None
     with client:
+        _log.info("%s", _described(client, address))
         yield
+
+
+def _described(client: Any, address: str) -> str:
+    """Such as ``Dask at tcp://…: 4 workers; its dashboard: http://…``."""
+    workers = len(client.scheduler_info()["workers"])
+    said = f"Dask at {address}: {workers} worker{'' if workers == 1 else 's'}"
+    if not workers:
+        said += ", so nothing is computed before one comes"
+    dashboard = "dashboard" in client.scheduler_info()["services"]
+    return f"{said}; its dashboard: {client.dashboard_link}" if dashboard else said
 
 
 def _certificates() -> Any:
@@ -198,11 +209,11 @@ def _certificates() -> Any:
 
 def workers_now() -> int:
     """Workers that the surrounding block computes on; 1 for the threads of this process."""
-    client = _client()
+    client = client_now()
     return 1 if client is None else max(1, len(client.scheduler_info()["workers"]))
 
 
-def _client() -> Any:
+def client_now() -> Any:
     """The client that is connected, by a block of ours or by a notebook; None without one."""
     if "distributed" not in sys.modules:
         return None
@@ -212,22 +223,3 @@ def _client() -> Any:
         return get_client()
     except ValueError:
         return None
-
-
-class TaskProgress(Callback):  # type: ignore[misc]
-    """Reports the finished tasks of a computation on local threads; a cluster has its dashboard."""
-
-    def __init__(self, report: Progress | None) -> None:
-        super().__init__(start_state=self._begin, posttask=self._step)
-        self._report = report
-        self._done = 0
-        self._total = 0
-
-    def _begin(self, _: Any, state: Mapping[str, Any]) -> None:
-        self._done = 0
-        self._total = len(state["ready"]) + len(state["waiting"])
-
-    def _step(self, *_: Any) -> None:
-        self._done += 1
-        if self._report is not None:
-            self._report(min(self._done, self._total), self._total)

@@ -24,7 +24,7 @@ import psutil
 import xarray as xr
 from depthscope.storage.errors import RequestError
 
-from .block_passes import Seen, counter, over_blocks
+from .block_passes import counter, over_blocks
 from .cka import BLOCK_ROWS as CKA_ROWS
 from .cka import LEAST_ROWS
 from .client import compute_on
@@ -37,6 +37,7 @@ from .products import NumpyProducts
 from .results import Provenance, result_folder, result_place, reuse_result, save_dataset
 from .store import Run
 from .summary import Settings
+from .task_progress import Seen
 
 #: Raised whenever the numbers change for the same inputs.
 REVISION = 1

@@ -18,13 +18,14 @@ from blake3 import blake3
 from depthscope.storage.effects import NOISE
 from depthscope.storage.errors import RequestError
 
-from .client import TaskProgress, compute_on
+from .client import compute_on
 from .effect_documents import EffectCounts, document_effects
 from .effect_means import means_over_documents
 from .effects import Effects, open_effects
 from .results import Provenance, result_folder, result_place, reuse_result, save_dataset
 from .store import Run
 from .summary import Settings
+from .task_progress import task_progress
 
 #: What is reported with an interval: its variable by document, and what it means.
 MEANS = {
@@ -150,7 +151,7 @@ def _save_documents(
     kept["splits"] = counts.splits
     with (
         compute_on(settings.scheduler, workers=settings.workers),
-        TaskProgress(settings.progress),
+        task_progress(settings.progress),
     ):
         save_dataset(kept, folder, "documents")
 

@@ -18,7 +18,7 @@ import psutil
 import xarray as xr
 from depthscope.storage.errors import RequestError
 
-from .block_passes import Seen, counter, over_blocks
+from .block_passes import counter, over_blocks
 from .client import compute_on
 from .geometry_rows import BLOCK_ROWS, Look
 from .map_plan import SLACK, held_now
@@ -31,6 +31,7 @@ from .products import NumpyProducts
 from .results import Provenance, result_folder, result_place, reuse_result, save_dataset
 from .store import Run
 from .summary import Settings
+from .task_progress import Seen
 
 #: Raised whenever the numbers change for the same inputs.
 REVISION = 1

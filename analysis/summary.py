@@ -13,11 +13,12 @@ from depthscope.storage.errors import RequestError
 from numpy.typing import NDArray
 
 from .bootstrap import ratio_interval
-from .client import Progress, TaskProgress, compute_on
+from .client import Progress, compute_on
 from .growth import Growth, find_growth
 from .per_document import TOKEN_SETS, Documents, PerDocument, RowValues
 from .results import Provenance, result_folder, result_place, reuse_result, save_dataset
 from .store import Run
+from .task_progress import task_progress
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Summary:
             dataset = growth.joined(dataset, whole)
         with (
             compute_on(settings.scheduler, workers=settings.workers),
-            TaskProgress(settings.progress),
+            task_progress(settings.progress),
         ):
             save_dataset(dataset, folder, "documents")
 

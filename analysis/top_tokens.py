@@ -26,10 +26,11 @@ import zarr
 from numpy.typing import NDArray
 
 from .blas_threads import one_blas_thread
-from .client import TaskProgress, compute_on
+from .client import compute_on
 from .results import Provenance, result_folder, result_place, save_dataset
 from .store import Run
 from .summary import Settings
+from .task_progress import task_progress
 from .top_token_blocks import BLOCK_ROWS, CANDIDATES, TopTokenBlocks
 from .translators import Translators
 
@@ -143,7 +144,7 @@ def _save(
     with (
         result_folder(place) as folder,
         compute_on(settings.scheduler, workers=settings.workers),
-        TaskProgress(settings.progress),
+        task_progress(settings.progress),
     ):
         save_dataset(dataset, folder)
 

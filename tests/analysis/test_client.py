@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import urllib.request
+from collections.abc import Callable
 
 import dask
 import pytest
+from depthscope.analysis.block_passes import over_blocks
 from depthscope.analysis.client import SCHEDULER, compute_on
+from depthscope.analysis.task_progress import task_progress
 from depthscope.storage.errors import RequestError
 
 
@@ -76,6 +79,50 @@ def test_a_client_of_the_notebook_is_used() -> None:
     with compute_on():
         assert dask.config.get("scheduler") == "threads"
         assert where() == os.getpid()
+
+
+class Numbers(list[int]):
+    """Gathers the numbers of blocks."""
+
+    def merge(self, other: list[int]) -> None:
+        self.extend(other)
+
+
+def numbers(blocks: range, seen: Callable[[int], None] | None) -> Numbers:
+    for done, _ in enumerate(blocks, 1):
+        if seen is not None:
+            seen(done)
+    return Numbers(blocks)
+
+
+def broken() -> None:
+    raise ValueError("broken")
+
+
+def test_progress_of_a_cluster(caplog: pytest.LogCaptureFixture) -> None:
+    from distributed import LocalCluster
+
+    caplog.set_level("INFO", "depthscope.analysis.client")
+    steps: list[tuple[int, int]] = []
+    blocks: list[int] = []
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False,
+                     dashboard_address=":0") as cluster,
+        compute_on(cluster.scheduler_address),
+    ):  # fmt: skip
+        with task_progress(lambda done, total: steps.append((done, total))):
+            assert dask.compute(*(dask.delayed(abs)(-n) for n in range(20))) == tuple(range(20))
+            with pytest.raises(ValueError, match="broken"):
+                dask.delayed(broken)().compute()
+        done = [one[0] for one in steps if one[1] == 20]
+        assert done[-1] == 20
+        assert done == sorted(done)
+        assert over_blocks(numbers, 7, blocks.append) == list(range(7))
+    assert blocks[-1] == 7
+    assert blocks == sorted(blocks)
+    (told,) = [record.getMessage() for record in caplog.records
+               if record.name == "depthscope.analysis.client"]  # fmt: skip
+    assert re.search(r"2 workers; its dashboard: http://\S+/status", told)
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
