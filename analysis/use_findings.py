@@ -9,6 +9,14 @@ from .charts import Floats
 from .frequencies import BUCKETS
 from .row_classes import ANY
 
+#: How a sentence names a class.
+_CLASSES = {
+    "bucket": "a target of frequency rank {}",
+    "pos": "a token before a word of class {}",
+    "fact": "token {} of the answer",
+    "options": "option {}",
+}
+
 
 def flip_findings(result: xr.Dataset) -> list[str]:
     """What the earliest point guesses, and how often it is overturned."""
@@ -33,20 +41,22 @@ def flip_findings(result: xr.Dataset) -> list[str]:
 def onset_findings(result: xr.Dataset) -> list[str]:
     """Which class reaches the smallest rank first and last, for good."""
     chosen, name = _chosen(result, "rows")
+    by, rows = result.attrs["parameters"]["by"], int(chosen["rows"])
+    over = f"{rows:,} questions" if by == "options" else f"{rows:,} {name} tokens"
     chosen = chosen.sel(outcome="all", criterion="stays").isel(rank=0)
     chosen = chosen.isel({"class": slice(-1)})  # the last is all classes together
     depths = np.asarray(chosen["depth_mean"].values, dtype=np.float64)
     rank = int(chosen["rank"])
     if not np.isfinite(depths).any():
-        return [f"No class of {name} tokens ever reaches rank {rank}."]
+        return [f"Over {over}, no class ever reaches rank {rank}."]
     early, late = int(np.nanargmin(depths)), int(np.nanargmax(depths))
-    labels = chosen["class"].values
+    words = [_CLASSES[by].format(label) for label in chosen["class"].values]
     sentence = (
-        f"Over {name} tokens, {labels[early]} reaches rank {rank} for good at point "
+        f"Over {over}, {words[early]} reaches rank {rank} for good at point "
         f"{_depth(chosen, depths, early)}"
     )
     if early != late:
-        sentence += f", {labels[late]} at point {_depth(chosen, depths, late)}"
+        sentence += f", {words[late]} at point {_depth(chosen, depths, late)}"
     return [f"{sentence}; interval of the mean in brackets."]
 
 
