@@ -13,7 +13,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
-from depthscope.storage.effects import EFFECTS, OUTPUTS
+from depthscope.storage.effects_arrays import EFFECTS, OUTPUTS
 from numpy.typing import NDArray
 
 from .effects import Effects

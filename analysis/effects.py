@@ -16,16 +16,8 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
-from depthscope.storage.effects import (
-    AXES,
-    EFFECTS,
-    NOISE,
-    OUTPUTS,
-    EffectsRecord,
-    EffectsTask,
-    committed_effects,
-    effects_log,
-)
+from depthscope.storage.effects import EffectsRecord, EffectsTask, committed_effects, effects_log
+from depthscope.storage.effects_arrays import AXES, EFFECTS, NOISE, OUTPUTS
 from depthscope.storage.errors import Damage, RequestError
 from depthscope.storage.layout import StorePaths
 from numpy.typing import NDArray

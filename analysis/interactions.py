@@ -15,7 +15,7 @@ from typing import Any
 
 import xarray as xr
 from blake3 import blake3
-from depthscope.storage.effects import NOISE
+from depthscope.storage.effects_arrays import NOISE
 from depthscope.storage.errors import RequestError
 
 from .client import compute_on

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-from depthscope.storage.effects import ERASURE_AXES, GRADIENT_AXES, NOISE
+from depthscope.storage.effects_arrays import ERASURE_AXES, GRADIENT_AXES, NOISE
 from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import StorePaths
 from depthscope.storage.token_table import TokenTable

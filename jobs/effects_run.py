@@ -13,7 +13,8 @@ from depthscope.pipeline.costs import ModelCosts, model_costs
 from depthscope.pipeline.description import describe_model, load_config
 from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.storage.commits import CommitLog
-from depthscope.storage.effects import EffectsRecord, effects_log, lay_out_effects
+from depthscope.storage.effects import EffectsRecord, effects_log
+from depthscope.storage.effects_arrays import lay_out_effects
 from depthscope.storage.errors import RequestError, WorkFailed
 from depthscope.storage.layout import StorePaths
 from depthscope.storage.run_record import RunRecord, differences

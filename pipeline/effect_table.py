@@ -9,14 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from depthscope.storage.effects import (
-    EFFECTS,
-    NOISE,
-    OUTPUTS,
-    EffectsRecord,
-    EffectsTask,
-    effects_plans,
-)
+from depthscope.storage.effects import EffectsRecord, EffectsTask
+from depthscope.storage.effects_arrays import EFFECTS, NOISE, OUTPUTS, effects_plans
 from numpy.typing import NDArray
 from torch import Tensor
 

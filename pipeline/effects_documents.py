@@ -12,13 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from depthscope.storage.commits import Commit
-from depthscope.storage.effects import (
-    EffectsRecord,
-    EffectsTask,
-    effects_log,
-    effects_plans,
-    shard_index,
-)
+from depthscope.storage.effects import EffectsRecord, EffectsTask, effects_log
+from depthscope.storage.effects_arrays import effects_plans, shard_index
 from depthscope.storage.predicates import select_rows
 from depthscope.storage.token_table import TokenTable
 from numpy.typing import NDArray

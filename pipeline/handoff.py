@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from depthscope.storage.effects import EffectsRecord, effects_plans
+from depthscope.storage.effects import EffectsRecord
+from depthscope.storage.effects_arrays import effects_plans
 from depthscope.storage.run_record import RunRecord
 from numpy.typing import NDArray
 

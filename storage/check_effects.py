@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .commits import Commit, digest_file
-from .effects import EffectsRecord, effects_log, effects_plans, shard_index
+from .effects import EffectsRecord, effects_log
+from .effects_arrays import effects_plans, shard_index
 from .errors import Damage, RequestError
 from .layout import StorePaths
 from .problem import Problem

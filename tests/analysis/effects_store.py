@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import zarr
-from depthscope.storage.effects import EffectsRecord, lay_out_effects
+from depthscope.storage.effects import EffectsRecord
+from depthscope.storage.effects_arrays import lay_out_effects
 from depthscope.storage.run_record import RunRecord
 
 Array = np.ndarray
