@@ -1,7 +1,8 @@
 """The plan of one intervention sweep, and its commits.
 
 `EffectsRecord` is to an intervention sweep what run.json is to an extraction. The arrays lie in
-``effects/NAME.zarr`` (effects_arrays.py), one shard per task; commits lie in ``commits/effects/NAME``.
+``effects/NAME.zarr`` (see effects_arrays.py), one shard per task; commits lie in
+``commits/effects/NAME``.
 """
 
 from __future__ import annotations
