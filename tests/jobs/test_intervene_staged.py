@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from depthscope.jobs import ExtractSpec, Intervened, InterveneSpec, extract, intervene
 from depthscope.jobs.cli import main
+from depthscope.jobs.effects_schedule import EffectsLayout, effects_budget
+from depthscope.pipeline.costs import model_costs
+from depthscope.pipeline.effects_unit import EffectsUnit
 from depthscope.storage.verify import verify
+from transformers import LlamaConfig
 
 from ..conftest import make_llama, sentences, write_jsonl
 from ..pipeline.test_families import DOCUMENTS, FAMILIES, make_model
@@ -121,3 +127,47 @@ def test_the_public_command(
     said = json.loads(capsys.readouterr().out)
     assert said["committed"] == said["tasks"] == 2
     check_same(tmp_path / "resident", tmp_path / "staged")
+
+
+def test_a_unit_that_fails_is_run_again_with_its_task(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"documents": 3, "scope": "all"}
+    sweep(store, tmp_path / "resident", schedule="resident", **options)
+    run_layer, failed = EffectsUnit.run_layer, list[int]()
+
+    def fails_once(self: EffectsUnit, layer: int, *rest: Any) -> None:
+        if layer == 4 and not failed:
+            failed.append(layer)
+            raise OSError("lost a line")
+        run_layer(self, layer, *rest)
+
+    monkeypatch.setattr(EffectsUnit, "run_layer", fails_once)
+    done = sweep(store, tmp_path / "staged", **STAGED, **options)
+    assert failed == [4]
+    assert done.committed == done.tasks == 3
+    check_same(tmp_path / "resident", tmp_path / "staged")
+
+
+def test_a_stage_counts_its_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those before them that a program applies again; the last one counts the head."""
+    for name in ("is_available", "device_count"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 12}
+    config = LlamaConfig(vocab_size=50, num_attention_heads=4, **sizes)
+    costs = model_costs(config, "float32", attention="sdpa")
+    layer, head = costs.layer_bytes[0], 4 * 50 * 64 + 7
+    run: Any = SimpleNamespace(rows=90, documents=9, identity_fields={"lens_memory": 7})
+
+    def weights(stages: int, engine: str = "ray", **options: Any) -> int:
+        given = {"engine": engine, "schedule": "staged", "stages": stages, **options}
+        spec = InterveneSpec(name="sweep", memory="1GB", **given)
+        return effects_budget(spec, EffectsLayout("staged", stages), costs, run).weights
+
+    whole = 12 * layer + costs.frame_bytes + head
+    assert weights(1) == whole
+    assert weights(12) == max(layer + costs.frame_bytes, layer + head)
+    assert weights(12, what="repeat", span=3) == 3 * layer + head
+    assert weights(3) < 0.55 * whole
+    assert weights(3, "process") == whole
+    assert weights(2, "process", what="swap") == whole + layer
