@@ -175,7 +175,7 @@ def _large(setting: Setting, size: Size) -> list[Finding]:
 
 
 def _growth(runs: tuple[Any, Any], points: list[list[int]], size: Size) -> list[float]:
-    documents = int(runs[0].sql("SELECT count(*) FROM documents").fetchone()[0])
+    documents = int(runs[0].sql("SELECT count(*) FROM documents").fetchall()[0][0])
     found = []
     for _ in range(size.rounds):
         taken = []
