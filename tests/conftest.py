@@ -9,7 +9,9 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -122,18 +124,27 @@ def depthscope(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """One real Ray cluster of two nodes for the whole session; its address."""
+@contextmanager
+def two_ray_nodes(**given: Any) -> Iterator[str]:
+    """A real Ray cluster of two nodes, which may be given more settings; its address."""
     import ray
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 2, "object_store_memory": 100 << 20}
+    node = {"num_cpus": 2, "object_store_memory": 100 << 20, **given}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     cluster.add_node(**node)
-    yield str(cluster.address)
-    ray.shutdown()
-    cluster.shutdown()
+    try:
+        yield str(cluster.address)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """One real Ray cluster of two nodes for the whole session; its address."""
+    with two_ray_nodes() as address:
+        yield address
 
 
 def shared_data(name: str) -> Path:
