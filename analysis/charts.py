@@ -135,6 +135,17 @@ class Matrix:
     x_ticks: tuple[str, ...] | None = None
 
     @property
+    def bar_label(self) -> str:
+        """What colours mean, and how far values go where colours end before them."""
+        shown = self.values[np.isfinite(self.values)]
+        low, high = (shown.min(), shown.max()) if shown.size else self.limits
+        if high > self.limits[1]:
+            return f"{self.value_label}, up to {high:.3g}"
+        if low < self.limits[0]:
+            return f"{self.value_label}, down to {low:.3g}"
+        return self.value_label
+
+    @property
     def words(self) -> str:
         """The panel in a few words."""
         axes = f"{self.y_label.lower()} and {self.x_label.lower()}"

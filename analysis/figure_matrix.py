@@ -37,6 +37,6 @@ def draw_matrix(matrix: Matrix, axis: Axes) -> None:
     # Beside the axes instead of out of their room, so that the map stays square.
     inset = axis.inset_axes((1.03, 0.0, 0.045, 1.0))
     bar = figure.colorbar(image, cax=inset)
-    bar.set_label(matrix.value_label, fontsize=8)
+    bar.set_label(matrix.bar_label, fontsize=8)
     bar.outline.set_linewidth(0.4)
     inset.tick_params(length=2, width=0.5, labelsize=7)

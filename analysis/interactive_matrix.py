@@ -38,7 +38,7 @@ def add_matrix(figure: go.Figure, matrix: Matrix, row: int, column: int) -> None
         colorbar={
             "x": across[1] + 0.008, "xanchor": "left", "y": sum(down) / 2,
             "len": down[1] - down[0], "thickness": 10, "outlinewidth": 0,
-            "title": {"text": escape(matrix.value_label, quote=False), "side": "right",
+            "title": {"text": escape(matrix.bar_label, quote=False), "side": "right",
                       "font": {"size": 11}},
             "tickfont": {"size": 10}, "nticks": 6,
         },

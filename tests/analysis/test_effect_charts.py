@@ -311,3 +311,14 @@ def test_sentences(results: dict[str, xr.Dataset]) -> None:
     flat = results["depth_score"].copy(deep=True)
     flat["trend_p"][:] = np.nan
     assert "allow no test of a trend" in depth_score_findings(flat)[0]
+
+
+def test_a_colour_bar_says_how_far_values_go_beyond_it() -> None:
+    values = np.array([[np.nan, 0.5], [np.nan, 4.0]])
+    numbers = np.arange(2.0)
+    cut = Matrix("t", "x", "y", "effect", numbers, numbers, values, (0.0, 1.0))
+    assert cut.bar_label == "effect, up to 4"
+    whole = Matrix("t", "x", "y", "effect", numbers, numbers, values, (0.0, 4.0))
+    assert whole.bar_label == "effect"
+    below = Matrix("t", "x", "y", "effect", numbers, numbers, -values, (-1.0, 1.0))
+    assert below.bar_label == "effect, down to -4"
