@@ -28,8 +28,8 @@ _ALIKE = (
 
 def geometry_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart, Chart]:
     """Similarity of points, change by layer, and the shape of each point."""
-    count = result["count"].sel(token_set="content")
-    subtitle = f"{model}, {len(result.layer)} layers. {int(count):,} content tokens"
+    rows = (f"{int(result['count'].sel(token_set=name)):,} {name}" for name in ("content", "all"))
+    subtitle = f"{model}, {len(result.layer)} layers. Tokens: {', '.join(rows)}"
     intervals = f"{subtitle}. Bands: bootstrap intervals over documents."
     points = np.asarray(result["point"].values, dtype=np.float64)
     content = result.sel(token_set="content")
@@ -37,7 +37,7 @@ def geometry_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart, Chart
         "similarity",
         "Similarity of points",
         "Which stretches of layers leave the stream as it is",
-        f"{subtitle}.",
+        f"{subtitle}; content tokens are shown.",
         _ALIKE,
         (
             _matrix(content, "cka", "Linear CKA", points, (0.0, 1.0)),

@@ -32,7 +32,7 @@ def probe_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart]:
         "probes",
         f"Probes of {field}",
         f"From which point on {field} can be read off the stream",
-        subtitle,
+        f"{subtitle} Grey line: share of the commonest class, {commonest:.2f}.",
         _EXPLANATION,
         (
             _panel(
@@ -47,7 +47,7 @@ def probe_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart]:
     )
     order = 1 + np.argsort(-result["count"].values[1:], kind="stable")[:MOST]
     curves = tuple(
-        _curve(result.isel(label=int(at)), "accuracy", "", str(result["label"].values[at]), style)
+        _curve(result.isel(label=int(at)), "accuracy", "", _class(result, int(at)), style)
         for at, style in zip(order, STORE_STYLES, strict=False)
     )
     title = "Every class" if len(order) == len(result["label"]) - 1 else f"The {MOST} commonest"
@@ -60,6 +60,10 @@ def probe_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart]:
         (_panel(title, curves, None),),
     )
     return whole, by_class
+
+
+def _class(result: xr.Dataset, at: int) -> str:
+    return f"{result['label'].values[at]} ({int(result['count'][at]):,} units)"
 
 
 def _panel(title: str, curves: tuple[Curve, ...], reference: float | None) -> Panel:

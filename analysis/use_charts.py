@@ -40,6 +40,10 @@ _TARGETS = {
     "final": "Target: the model's own final token.",
     "next": "Target: the token that follows in the text.",
 }
+_OPTION_TARGETS = {
+    "final": "Target: the option that the model prefers in the end.",
+    "next": "Target: the right option.",
+}
 CROSSINGS = (("first", "First crossing"), ("stays", "Lasting crossing"))
 _ANY_STYLE = Style("#5a6675", "triangle", "solid")
 #: From so many classes on the panels stand below each other.
@@ -84,13 +88,16 @@ def onset_chart(result: xr.Dataset, model: str) -> Chart:
     used = chosen["class_rows"].isel(criterion=0, rank=0).values > 0
     chosen = chosen.isel({"class": np.flatnonzero(used)})
     labels = tuple(str(label) for label in chosen["class"].values)
-    panels = tuple(_onset_panel(chosen.sel(rank=rank), labels, by) for rank in chosen["rank"])
+    ranks = telling_ranks(result)
+    panels = tuple(_onset_panel(chosen.sel(rank=rank), labels, by) for rank in ranks)
     heading, _ = BY[by]
+    targets = _OPTION_TARGETS if by == "options" else _TARGETS
     return Chart(
         str(result.attrs["analysis"]),
         f"Onset by {heading}{_through(result)}",
-        f"At which depth a token becomes a candidate, by {heading}",
-        f"{model}, {result.attrs['layers']} layers. {rows_of(result)}. {_TARGETS[target]} "
+        f"At which depth {'an option' if by == 'options' else 'a token'} becomes a candidate, by "
+        f"{heading}",
+        f"{model}, {result.attrs['layers']} layers. {rows_of(result)}. {targets[target]} "
         f"Whiskers: {_interval(result)} of the mean.",
         ONSET,
         panels,
@@ -120,7 +127,11 @@ def tuned_lens_chart(result: xr.Dataset, model: str) -> Chart:
         "What is predicted at every point, translated and as it stands",
         f"{model}, {result.attrs['layers']} layers. {sample_size(result, name)} that were held "
         f"out ({name} tokens); trained on {result.attrs['training_documents']:,} documents. "
-        f"Bands: {_interval(result)}.",
+        + (
+            f"Bands: {_interval(result)}."
+            if result.attrs["documents"][name] > 1
+            else "A single document leaves no intervals."
+        ),
         TUNED,
         tuple(panels),
     )
@@ -143,7 +154,7 @@ def _onset_panel(at: xr.Dataset, labels: tuple[str, ...], by: str) -> Panel:
     )
     rows = int(at["count"].sel({"class": ANY, "criterion": "stays"}))
     return Panel(
-        f"{rank_title(rank)} ({rows:,} rows)",
+        f"{rank_title(rank, by)} ({rows:,} {'questions' if by == 'options' else 'rows'})",
         BY[by][1],
         "Mean depth (point)",
         curves,
@@ -158,9 +169,19 @@ def _bucket(label: str) -> str:
     return "rarer" if label == "rest" else f"ranks {label}"
 
 
-def rank_title(rank: int) -> str:
-    """What it means to have reached a rank."""
-    return "The likeliest token" if rank == 1 else f"Among the {rank} likeliest"
+def telling_ranks(result: xr.Dataset) -> list[int]:
+    """Rank thresholds that say something: among four options every one is of the four likeliest."""
+    ranks = [int(rank) for rank in result["rank"].values]
+    if result.attrs["parameters"]["by"] != "options":
+        return ranks
+    options = result.sizes["class"] - 1
+    return [rank for rank in ranks if rank < options] or ranks
+
+
+def rank_title(rank: int, by: str) -> str:
+    """What it means to have reached a rank, for a kind of classes."""
+    one = "option" if by == "options" else "token"
+    return f"The likeliest {one}" if rank == 1 else f"Among the {rank} likeliest"
 
 
 def token_set_of(result: xr.Dataset) -> str:
@@ -174,6 +195,8 @@ def rows_of(result: xr.Dataset) -> str:
     name = token_set_of(result)
     rows = int((result["rows"] if "rows" in result else result["count"]).sel(token_set=name))
     documents = result.attrs["documents"][name]
+    if result.attrs["parameters"].get("by") == "options":
+        return f"{rows:,} questions{_through(result)}"
     return f"{rows:,} {name} tokens of {documents:,} documents{_through(result)}"
 
 

@@ -16,7 +16,18 @@ from .frequencies import BUCKETS
 from .result_charts import LENS_PANELS, interval_name
 from .result_kinds import kind_name
 from .row_classes import ANY
-from .use_charts import BY, CROSSINGS, FLIPS, MANY, ONSET, TUNED, rank_title, rows_of, token_set_of
+from .use_charts import (
+    BY,
+    CROSSINGS,
+    FLIPS,
+    MANY,
+    ONSET,
+    TUNED,
+    rank_title,
+    rows_of,
+    telling_ranks,
+    token_set_of,
+)
 
 DEPTH = "Relative depth (point / layers)"
 
@@ -67,11 +78,11 @@ def _alike(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
 
 def _flips(name: str, results: Mapping[str, xr.Dataset]) -> Chart:
     chosen = _shown(results)
-    commonest = f"bucket {BUCKETS[0]}"
+    commonest = f"ranks {BUCKETS[0]}"
     wanted = (
         ("Overturned guesses", "Share of all best guesses", "rate", ANY, ""),
-        (f"Overturned guesses, {commonest}", "Share of the bucket's", "rate", BUCKETS[0], ""),
-        (f"Guesses in {commonest}", "Share of all best guesses", "share", BUCKETS[0], "share_"),
+        (f"Overturned guesses, {commonest}", "Share of those guesses", "rate", BUCKETS[0], ""),
+        (f"Guesses of {commonest}", "Share of all best guesses", "share", BUCKETS[0], "share_"),
     )
     panels = tuple(
         Panel(
@@ -84,8 +95,8 @@ def _flips(name: str, results: Mapping[str, xr.Dataset]) -> Chart:
         for title, y_label, value, bucket, ends in wanted
     )
     title = "How often early guesses are overturned, side by side"
-    return Chart(name, "Flips of early guesses", title,
-                 _samples(results, rows_of), FLIPS, panels)  # fmt: skip
+    subtitle = f"Ranks: by token frequency. {_samples(results, rows_of)}"
+    return Chart(name, "Flips of early guesses", title, subtitle, FLIPS, panels)
 
 
 def _onset(name: str, results: Mapping[str, xr.Dataset]) -> Chart:
@@ -96,7 +107,7 @@ def _onset(name: str, results: Mapping[str, xr.Dataset]) -> Chart:
     }
     labels = np.concatenate([one["class"].values for one in chosen.values()])
     classes = [x for x in dict.fromkeys(labels) if any(_used(one, x) for one in chosen.values())]
-    ranks = [k for k in first["rank"].values if all(k in one["rank"] for one in results.values())]
+    ranks = [k for k in telling_ranks(first) if all(k in r["rank"] for r in results.values())]
     heading, x_label = BY[first.attrs["parameters"]["by"]]
     panels = tuple(
         _onset_panel({k: one.sel(rank=rank) for k, one in chosen.items()}, x_label, classes)
@@ -121,9 +132,9 @@ def _onset_panel(chosen: Mapping[str, xr.Dataset], x_label: str, classes: list[s
         depths = (_floats(at[value]) / layers for value in ("depth_mean", "low", "high"))
         mean, low, high = depths
         curves.append(Curve(label, places, mean, style, low, high))
-    rank = int(next(iter(chosen.values()))["rank"])
+    first = next(iter(chosen.values()))
     return Panel(
-        rank_title(rank),
+        rank_title(int(first["rank"]), first.attrs["parameters"]["by"]),
         x_label,
         "Mean relative depth (point / layers)",
         tuple(curves),

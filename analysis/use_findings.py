@@ -67,14 +67,14 @@ def tuned_lens_findings(result: xr.Dataset) -> list[str]:
     if not rows or len(points) < 2:
         return ["No held-out row has lens values at two points."]
     at = chosen.isel(point=(len(points) - 1) // 2)
-    said = [
-        f"{float(at[f'{prefix}kl_mean']):.2f} [{float(at[f'{prefix}kl_low']):.2f}, "
-        f"{float(at[f'{prefix}kl_high']):.2f}]"
-        for prefix in ("logit_", "")
-    ]
+    said = []
+    for prefix in ("logit_", ""):
+        mean, low, high = (float(at[f"{prefix}kl_{end}"]) for end in ("mean", "low", "high"))
+        said.append(f"{mean:.2f}{_ends(low, high, '.2f')}")
     documents = result.attrs["documents"][name]
     return [
-        f"Over {rows:,} {name} tokens of {documents:,} held-out documents, the KL divergence to "
+        f"Over {rows:,} {name} tokens of {documents:,} held-out document"
+        f"{'' if documents == 1 else 's'}, the KL divergence to "
         f"the final prediction at point {int(at['point'])} of {points[-1]} is {said[0]} nats for "
         f"the logit lens and {said[1]} for the tuned lens."
     ]
@@ -87,10 +87,15 @@ def _chosen(result: xr.Dataset, rows: str) -> tuple[xr.Dataset, str]:
 
 
 def _rate(at: xr.Dataset) -> str:
-    return f"{float(at['rate']):.0%} [{float(at['low']):.0%}, {float(at['high']):.0%}]"
+    return f"{float(at['rate']):.0%}{_ends(float(at['low']), float(at['high']), '.0%')}"
 
 
 def _depth(chosen: xr.Dataset, depths: Floats, at: int) -> str:
     low, high = (float(chosen[end].values[at]) for end in ("low", "high"))
     count = int(chosen["count"].values[at])
-    return f"{depths[at]:.1f} [{low:.1f}, {high:.1f}] ({count:,} rows)"
+    return f"{depths[at]:.1f}{_ends(low, high, '.1f')} ({count:,} row{'' if count == 1 else 's'})"
+
+
+def _ends(low: float, high: float, form: str) -> str:
+    """An interval in brackets; nothing where a single document leaves none."""
+    return f" [{low:{form}}, {high:{form}}]" if np.isfinite([low, high]).all() else ""

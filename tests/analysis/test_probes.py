@@ -252,7 +252,9 @@ def test_reuse_charts_and_selection(
 ) -> None:
     chart, by_class = result.depthscope.charts()
     assert [curve.label for curve in chart.panels[0].curves] == ["Accuracy", "Control task"]
-    assert [curve.label for curve in by_class.panels[0].curves] == ["facts", "maths"]
+    counts = dict(zip(result["label"].values.tolist(), result["count"].values, strict=True))
+    labels = [f"{name} ({counts[name]} units)" for name in ("facts", "maths")]
+    assert [curve.label for curve in by_class.panels[0].curves] == labels
     assert len(interactive(chart).data) >= 2
     assert [len(draw(one).axes) for one in (chart, by_class)] == [1, 1]
     half = probes(open_store(planted.root).where("document < 80"), "subject", resamples=50)
