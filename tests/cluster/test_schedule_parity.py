@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 from depthscope.jobs import ExtractSpec, extract
+from depthscope.storage.effects import EffectsRecord
 
 from ..conftest import two_ray_nodes
 from ..jobs.processes import check_same, data_bytes
+from ..jobs.test_intervene_staged import check_same as check_same_effects
+from ..jobs.test_intervene_staged import sweep
 from ..jobs.test_schedule_parity import SCHEDULES, resident_store
 from ..pipeline.test_families import FAMILIES
 from .warm_workers import warm_workers
@@ -42,3 +45,15 @@ def test_over_two_nodes(family: str, dtype: str, joined: str, tmp_path: Path) ->
         workers = {} if name == "staged" else {"workers": 2}
         extract(ExtractSpec(**on_ray, **chosen, **workers, out=tmp_path / name))
         check_same(tmp_path / name, expected)
+
+
+def test_interventions_over_two_nodes(joined: str, tmp_path: Path) -> None:
+    """One stage for each node of the cluster, which nobody has counted."""
+    resident_store("gemma2", "bfloat16", "sorted", tmp_path)
+    every = {"part": "layer,attention", "kind": "propagated,local", "splits_per_document": 1}
+    sweep(tmp_path / "resident", tmp_path / "whole", schedule="resident", **every)
+    on_ray = {"engine": "ray", "address": joined, "schedule": "staged", **every}
+    done = sweep(tmp_path / "resident", tmp_path / "staged", **on_ray)
+    assert done.committed == done.tasks > 1
+    assert EffectsRecord.load(tmp_path / "staged", "sweep").request["stages"] == 2
+    check_same_effects(tmp_path / "whole", tmp_path / "staged")
