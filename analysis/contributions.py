@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from depthscope.storage.array_names import PARTS
 from depthscope.storage.errors import RequestError
+from depthscope.storage.shard_reader import widen
 from numpy.typing import NDArray
 
 from .per_document import RowValues, slice_rows
@@ -29,10 +30,11 @@ Source = Literal["statistics", "activations"]
 #: Denominators of norm ratios are at least this.
 CLAMP = 1e-6
 
-#: Rows that are compared at a time, so that their values in float64 stay in a core's cache.
-CACHED_ROWS = 256
+#: Bytes of some rows' values in float64, which are compared while a cache holds them; fewer would
+#: keep threads waiting for the interpreter.
+CACHED_BYTES = 3 << 20
 
-#: Bytes of float32 activations of a slice of rows; about eight such arrays live at a time.
+#: Bytes of activations of a slice of rows, if they were float32.
 ACTIVATION_BYTES = 8 << 20
 
 MEASURES = {
@@ -144,13 +146,17 @@ class ActivationValues:
     def read(self, piece: Piece) -> NDArray[Any]:
         """(2, part, layer, rows) float64."""
         values = np.empty((len(self.names), *self.shape, len(piece)))
+        few = max(1, CACHED_BYTES // (3 * 8 * self.residual.shape[-1]))
         for layer, place in enumerate(self.places):
-            h = self.residual.read(piece, place, as_float32=True)
-            a = self.attention_output.read(piece, layer, as_float32=True)
-            m = self.mlp_output.read(piece, layer, as_float32=True)
-            for first in range(0, len(piece), CACHED_ROWS):
-                part = slice(first, first + CACHED_ROWS)
-                values[:, :, layer, part] = _compare(h[part], a[part], m[part])
+            stored = (
+                self.residual.read(piece, place),
+                self.attention_output.read(piece, layer),
+                self.mlp_output.read(piece, layer),
+            )
+            for first in range(0, len(piece), few):
+                part = slice(first, first + few)
+                h, a, m = (widen(array[part]) for array in stored)
+                values[:, :, layer, part] = _compare(h, a, m)
         return _without_infinite_bases(values)
 
 
