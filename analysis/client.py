@@ -176,6 +176,9 @@ def _running(address: str) -> Iterator[None]:
     from distributed import Client
 
     try:
+        # A client that cannot connect stays behind as the default one until it is collected; the
+        # first attempt is therefore made by one that is never the default.
+        Client(address, timeout=PATIENCE, set_as_default=False).close()
         client = Client(address, timeout=PATIENCE)
     except TypeError:
         raise RequestError(

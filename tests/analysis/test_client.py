@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import urllib.request
@@ -10,7 +11,7 @@ from collections.abc import Callable
 import dask
 import pytest
 from depthscope.analysis.block_passes import over_blocks
-from depthscope.analysis.client import SCHEDULER, compute_on
+from depthscope.analysis.client import SCHEDULER, client_now, compute_on
 from depthscope.analysis.task_progress import task_progress
 from depthscope.storage.errors import RequestError
 
@@ -133,6 +134,19 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         pass
     assert where() == os.getpid()  # what comes after computes where it did before
+
+
+def test_who_is_not_reached_leaves_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("depthscope.analysis.client.PATIENCE", 2)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(RequestError), compute_on("tcp://127.0.0.1:9"):
+            pass
+        assert client_now() is None
+        assert dask.config.get("scheduler", None) is None
+    finally:
+        gc.enable()
 
 
 def test_slurm_workers_need_slurm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,11 +79,13 @@ def _remove(folder: Path) -> None:
 
 
 def workers() -> list[psutil.Process]:
-    """Ray's actors of this user that run our worker."""
+    """Actors that run our worker on the clusters of this session; others may test beside it."""
+    own = {process.pid for process in psutil.Process().children(recursive=True)}
     return [
         process
         for process in psutil.process_iter(["cmdline"])
-        if any("ray::WorkerActor" in part for part in process.info["cmdline"] or [])
+        if process.pid in own
+        and any("ray::WorkerActor" in part for part in process.info["cmdline"] or [])
     ]
 
 
