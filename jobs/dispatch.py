@@ -196,6 +196,10 @@ class Dispatcher:
         return task.index not in self.done and task.index not in self.outcome.failed
 
     def _collect(self, seconds: float) -> None:
+        if not self.running:
+            # No worker is up. Pools answer at once where nothing runs, and asking them again and
+            # again would take the processor from the workers that start.
+            time.sleep(seconds)
         for attempt in self.pool.wait(list(self.running), seconds):
             item = self.running.pop(attempt)
             try:

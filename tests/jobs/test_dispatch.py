@@ -77,3 +77,34 @@ def test_a_task_that_hangs_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -
     again = [worker for worker, task in pool.given if task == first]
     assert len(again) == 2
     assert len(warnings) == 1
+
+
+class StartingPool(HangingPool):
+    """No worker is up for a second."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.asked, self.began = 0, time.monotonic()
+
+    def workers(self) -> Sequence[int]:
+        self.asked += 1
+        return [1] if time.monotonic() - self.began > 1 else []
+
+    def wait(self, attempts: Sequence[Attempt], seconds: float) -> Sequence[Attempt]:
+        return list(attempts)
+
+
+def test_nothing_spins_while_workers_start() -> None:
+    pool, committed = StartingPool(), list[int]()
+    outcome = Dispatcher(
+        pool,
+        [Task(0, (0, 10), {})],
+        retries=0,
+        on_commit=lambda commit: committed.append(commit.task),
+        on_tick=lambda *_: None,
+        on_warning=lambda _: None,
+        on_failure=lambda *_: None,
+        stop=lambda: None,
+    ).run()
+    assert (outcome.committed, committed) == (1, [0])
+    assert pool.asked < 10
