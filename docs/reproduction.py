@@ -43,11 +43,12 @@ def main() -> None:
 def model(run: Any, out: Path) -> dict[str, Any]:
     """The model, and the commands that name it."""
     record = run.snapshots[0].record.model
-    title, conversion = TITLES.get(record["name"], (record["name"], ""))
+    name = Path(record["name"]).name
+    title, conversion = TITLES.get(name, (name, ""))
     return {
         "title": title,
         "conversion": conversion,
-        "model": f"models/{record['name']}" if conversion else record["name"],
+        "model": f"models/{name}" if conversion else record["name"],
         "millions": round(record["parameters"] / 1e6),
         "layers": record["layers"],
         "dtype": record["dtype"],
