@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from depthscope.pipeline.costs import ModelCosts, model_costs
 from depthscope.pipeline.description import describe_model, load_config
 from depthscope.pipeline.equipment import WorkerSettings
@@ -19,12 +18,12 @@ from depthscope.storage.errors import RequestError, WorkFailed
 from depthscope.storage.layout import StorePaths
 from depthscope.storage.run_record import RunRecord, differences
 
-from . import engines
 from .corpus_means import save_means, save_stream_means
 from .dispatch import Dispatcher, Pool
 from .effects_plan import Budget, describe, plan_effects
 from .effects_schedule import EffectsLayout, effects_budget, lay_out_layers, threads_of
 from .effects_sources import check_sources
+from .engines import make_pool
 from .intervene_spec import InterveneSpec
 from .lock import driver_lock
 from .progress import Progress, Silent
@@ -128,23 +127,6 @@ def _run(
             + " | ".join(errors[:5])
         )
     return outcome.committed
-
-
-def make_pool(settings: WorkerSettings, spec: InterveneSpec) -> Pool:
-    """The workers of the engine and schedule that the request names."""
-    if settings.schedule == "staged":
-        return engines.make_pool(settings, spec)
-    if spec.engine == "process":
-        from .process_pool import ProcessPool
-
-        return ProcessPool(settings)
-    from .ray_pool import RayPool
-
-    workers = spec.workers or 1
-    gpus = spec.gpus_per_worker
-    if gpus is None:
-        gpus = torch.cuda.device_count() / workers
-    return RayPool(settings, workers, spec.address, gpus)
 
 
 def _model_costs(run: RunRecord, folder: Path, spec: InterveneSpec) -> ModelCosts:

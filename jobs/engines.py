@@ -43,8 +43,7 @@ def make_pool(settings: WorkerSettings, spec: ExtractSpec | InterveneSpec) -> Po
     if spec.engine == "process":
         from .process_pool import ProcessPool
 
-        each = _device_count() // settings.stages
-        return ProcessPool(replace(settings, devices=max(1, each)))
+        return ProcessPool(_on_devices(settings, _device_count() // settings.stages))
     if settings.schedule == "staged":
         from .ray_gang_pool import RayGangPool
 
@@ -52,8 +51,14 @@ def make_pool(settings: WorkerSettings, spec: ExtractSpec | InterveneSpec) -> Po
     from .ray_pool import RayPool
 
     gpus = _gpus(spec)
-    settings = replace(settings, devices=max(1, int(gpus)))
-    return RayPool(settings, spec.workers or 1, spec.address, gpus)
+    return RayPool(_on_devices(settings, int(gpus)), spec.workers or 1, spec.address, gpus)
+
+
+def _on_devices(settings: WorkerSettings, count: int) -> WorkerSettings:
+    """Interventions use the first device of a worker's, unless they go through stages."""
+    if settings.effects is not None and settings.schedule != "staged":
+        return settings
+    return replace(settings, devices=max(1, count))
 
 
 def _gpus(spec: ExtractSpec | InterveneSpec) -> float:

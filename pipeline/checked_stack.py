@@ -9,7 +9,6 @@ from depthscope.storage.errors import Stopped
 from torch import Tensor
 
 from .batches import Batch
-from .capture import OnLayer, OnPoint
 from .families import Family
 from .layer_stack import LayerStack
 
@@ -28,7 +27,7 @@ class CheckedStack(LayerStack):
     Raises
     ------
     Stopped
-        From `ready` and `run`: the worker closes.
+        From `ready`, and so from `run`: the worker closes.
     """
 
     def __init__(self, *arguments: Any, checked: set[int], closing: Callable[[], bool]) -> None:
@@ -43,14 +42,3 @@ class CheckedStack(LayerStack):
             self.check_identity(batch, hidden)
             self._checked.update(self.blocks)
         return self.family
-
-    def run(
-        self,
-        batch: Batch,
-        hidden: Tensor,
-        on_point: OnPoint | None = None,
-        on_layer: OnLayer | None = None,
-    ) -> Tensor:
-        """Take the stream of a batch through the layers."""
-        self.ready(batch, hidden)
-        return super().run(batch, hidden, on_point, on_layer)

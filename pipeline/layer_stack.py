@@ -84,7 +84,7 @@ class LayerStack:
 
         Callbacks get the model's own tensors and must not write to them.
         """
-        return self._run(self.family, batch, hidden, on_point, on_layer)
+        return self._run(self.ready(batch, hidden), batch, hidden, on_point, on_layer)
 
     def differentiable(self, batch: Batch, hidden: Tensor, *, recompute: bool = True) -> Tensor:
         """As `run`, with gradients; what is inside a layer is recomputed on the way back."""
