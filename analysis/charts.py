@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -57,6 +58,36 @@ class Curve:
     low: Floats | None = None
     high: Floats | None = None
     maximum: Floats | None = None
+
+
+def floats(values: xr.DataArray) -> Floats:
+    """Values of a result, as they are drawn."""
+    return np.asarray(values.values, dtype=np.float64)
+
+
+def curve_of(
+    result: xr.Dataset,
+    name: str,
+    ends: str,
+    label: str,
+    style: Style,
+    *,
+    axis: str = "point",
+    layers: float = 1,
+) -> Curve:
+    """A variable of a result along one of its axes.
+
+    Parameters
+    ----------
+    ends
+        What stands before ``low`` and ``high`` in the names of its interval's ends; a result that
+        has no such variables gives a curve without an interval.
+    axis, layers
+        Where it stands, and by how many layers that is divided.
+    """
+    low, high = (floats(result[ends + end]) if ends + end in result else None
+                 for end in ("low", "high"))  # fmt: skip
+    return Curve(label, floats(result[axis]) / layers, floats(result[name]), style, low, high)
 
 
 @dataclass(frozen=True, eq=False)

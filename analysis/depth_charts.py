@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from .charts import STORE_STYLES, Chart, Curve, Floats, Panel
+from .charts import STORE_STYLES, Chart, Curve, Panel, floats
 from .result_charts import interval_name
 
 _SCORE = (
@@ -60,10 +60,10 @@ def depth_chart(results: Mapping[str, xr.Dataset], name: str = "depth") -> Chart
         Curve(
             f"{label} ({result.sizes['layer']} layers)",
             np.arange(len(RULES), dtype=np.float64),
-            _floats(result["ratio"]),
+            floats(result["ratio"]),
             STORE_STYLES[number % len(STORE_STYLES)],
-            _floats(result["ratio_low"]),
-            _floats(result["ratio_high"]),
+            floats(result["ratio_low"]),
+            floats(result["ratio_high"]),
         )
         for number, (label, result) in enumerate(results.items())
     )
@@ -91,7 +91,7 @@ def depth_chart(results: Mapping[str, xr.Dataset], name: str = "depth") -> Chart
 def _score_panel(at: xr.Dataset, title: str, field: str, even: float) -> Panel:
     numeric = at["level"].dtype.kind in "iuf"
     labels = [str(level) for level in at["level"].values]
-    x = _floats(at["level_number"]) if numeric else np.arange(len(labels), dtype=np.float64)
+    x = floats(at["level_number"]) if numeric else np.arange(len(labels), dtype=np.float64)
     p = float(at["trend_p"])
     trend = "no test of a trend"
     if np.isfinite(p):
@@ -101,8 +101,8 @@ def _score_panel(at: xr.Dataset, title: str, field: str, even: float) -> Panel:
             f"{ends[0]:+.2f} layers per level [{ends[1]:+.2f}, {ends[2]:+.2f}]"
         )
     documents = int(at["count"].sum())
-    curve = Curve("Score", x, _floats(at["score"]), STORE_STYLES[0],
-                  _floats(at["low"]), _floats(at["high"]))  # fmt: skip
+    curve = Curve("Score", x, floats(at["score"]), STORE_STYLES[0],
+                  floats(at["low"]), floats(at["high"]))  # fmt: skip
     return Panel(
         f"{title} ({documents:,} documents)\n{trend}",
         f"Level ({field})",
@@ -116,7 +116,3 @@ def _score_panel(at: xr.Dataset, title: str, field: str, even: float) -> Panel:
 
 def _token_set(result: xr.Dataset) -> str:
     return str(result.attrs["parameters"]["token_set"])
-
-
-def _floats(values: xr.DataArray) -> Floats:
-    return np.asarray(values.values, dtype=np.float64)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from .charts import PART_NAMES, PART_STYLES, Chart, Curve, Floats, Matrix, Panel
+from .charts import PART_NAMES, PART_STYLES, Chart, Curve, Floats, Matrix, Panel, floats
 from .effect_findings import scope_sample
 from .result_charts import interval_name
 
@@ -159,17 +159,17 @@ def _matrix(chosen: xr.Dataset, variable: str, title: str, limits: tuple[float, 
     if variable == "effect_mean":
         level = interval_name(chosen)
         details += [
-            (f"{level} from", _floats(chosen["effect_low"])),
-            (f"{level} to", _floats(chosen["effect_high"])),
+            (f"{level} from", floats(chosen["effect_low"])),
+            (f"{level} to", floats(chosen["effect_high"])),
         ]
-    details.append(("documents", _floats(chosen["count"])))
+    details.append(("documents", floats(chosen["count"])))
     return Matrix(
         title,
         "Target layer (measured)",
         "Source layer (changed)",
         _VALUE,
-        _floats(chosen["target"]),
-        _floats(chosen["source"]),
+        floats(chosen["target"]),
+        floats(chosen["source"]),
         _later(chosen[variable]),
         limits,
         tuple(details),
@@ -180,12 +180,12 @@ def _bars(chosen: xr.Dataset, measure: str, part: str) -> Panel:
     kl = measure == "output_kl"
     curve = Curve(
         PART_NAMES[part],
-        _floats(chosen["source"]),
-        _floats(chosen[f"{measure}_mean"]),
+        floats(chosen["source"]),
+        floats(chosen[f"{measure}_mean"]),
         PART_STYLES[part],
-        _floats(chosen[f"{measure}_low"]),
-        _floats(chosen[f"{measure}_high"]),
-        None if kl else _floats(chosen["output_l2_max"]),
+        floats(chosen[f"{measure}_low"]),
+        floats(chosen[f"{measure}_high"]),
+        None if kl else floats(chosen["output_l2_max"]),
     )
     return Panel(
         PART_NAMES[part],
@@ -219,7 +219,7 @@ def _parts(result: xr.Dataset) -> list[str]:
 
 def _later(matrix: xr.DataArray) -> Floats:
     """Values whose target is later than their source; NaN elsewhere."""
-    return _floats(matrix.where(matrix["target"] > matrix["source"]))
+    return floats(matrix.where(matrix["target"] > matrix["source"]))
 
 
 def _limits(*matrices: Floats) -> tuple[float, float]:
@@ -227,7 +227,3 @@ def _limits(*matrices: Floats) -> tuple[float, float]:
     shown = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices])
     high = float(np.percentile(shown, 99)) if shown.size else 1.0
     return 0.0, high if high > 0 else 1.0
-
-
-def _floats(values: xr.DataArray) -> Floats:
-    return np.asarray(values.values, dtype=np.float64)

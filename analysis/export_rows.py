@@ -70,6 +70,12 @@ class RowSource:
         """The stored vectors."""
         return self.run.stored(self.array)
 
+    @cached_property
+    def _stored_at(self) -> list[int]:
+        """Where the array has the wanted points."""
+        stored = stored_places(self.run, self.array)
+        return [stored.index(point) for point in self.points]
+
     @property
     def vector_dtype(self) -> np.dtype[Any]:
         """Data type of the vectors, as stored."""
@@ -115,9 +121,7 @@ class RowSource:
 
     def _fill(self, out: Records, piece: Piece) -> None:
         bits = out.dtype["vector"].base
-        stored = stored_places(self.run, self.array)
-        for place, point in enumerate(self.points):
-            number = stored.index(point)
+        for place, number in enumerate(self._stored_at):
             out["vector"][:, place] = self.vectors.read(piece, number).view(bits)
 
 

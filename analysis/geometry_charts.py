@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from .charts import TOKEN_SET_STYLES, Chart, Curve, Floats, Matrix, Panel
+from .charts import TOKEN_SET_STYLES, Chart, Curve, Floats, Matrix, Panel, curve_of, floats
 
-_SHAPE = (
+_SHAPES = (
     "Effective rank and participation ratio say how many directions the vectors at a point use: "
     "many for a stream that spreads its information, few where one direction dominates. "
     "Anisotropy is the mean cosine of two different tokens' vectors: near 1 they all point the "
     "same way. The sparsity is the share of values near zero."
 )
-_CHANGE = (
+_CHANGED = (
     "What a layer changes: block influence is 1 - the cosine of its input and output, so 0 is a "
     "layer that only scales; linearity is the share of its output that the best linear map of its "
     "input gives, so 1 is a layer that computes nothing a matrix could not. Layers low in the one "
@@ -29,27 +29,32 @@ _ALIKE = (
 def geometry_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart, Chart]:
     """Similarity of points, change by layer, and the shape of each point."""
     rows = (f"{int(result['count'].sel(token_set=name)):,} {name}" for name in ("content", "all"))
-    subtitle = f"{model}, {len(result.layer)} layers. Tokens: {', '.join(rows)}"
-    intervals = f"{subtitle}. Bands: bootstrap intervals over documents."
-    points = np.asarray(result["point"].values, dtype=np.float64)
-    content = result.sel(token_set="content")
-    alike = Chart(
+    sample = f"{model}, {len(result.layer)} layers. Tokens: {', '.join(rows)}"
+    return _similarity(result, sample), _change(result, sample), _shape(result, sample)
+
+
+def _similarity(result: xr.Dataset, sample: str) -> Chart:
+    points, content = floats(result["point"]), result.sel(token_set="content")
+    return Chart(
         "similarity",
         "Similarity of points",
         "Which stretches of layers leave the stream as it is",
-        f"{subtitle}; content tokens are shown.",
+        f"{sample}; content tokens are shown.",
         _ALIKE,
         (
             _matrix(content, "cka", "Linear CKA", points, (0.0, 1.0)),
             _matrix(content, "cosine", "Mean cosine", points, (-0.2, 1.0)),
         ),
     )
-    change = Chart(
+
+
+def _change(result: xr.Dataset, sample: str) -> Chart:
+    return Chart(
         "layer_change",
         "Change by layer",
         "How much each layer changes the stream, and how linearly",
-        intervals,
-        _CHANGE,
+        f"{sample}. Bands: bootstrap intervals over documents.",
+        _CHANGED,
         (
             Panel("Block influence", "Layer", "1 - cosine of input and output",
                   _curves(result, "block_influence", "layer")),
@@ -57,12 +62,15 @@ def geometry_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart, Chart
                   _curves(result, "linearity", "layer")),
         ),
     )  # fmt: skip
-    shape = Chart(
+
+
+def _shape(result: xr.Dataset, sample: str) -> Chart:
+    return Chart(
         "shape",
         "Shape of the stream",
         "How many directions the stream uses at every point",
-        f"{subtitle}.",
-        _SHAPE,
+        f"{sample}.",
+        _SHAPES,
         tuple(
             Panel(title, "Point of the residual stream", label, _curves(result, name, "point"))
             for name, title, label in (
@@ -73,7 +81,6 @@ def geometry_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart, Chart
             )
         ),
     )
-    return alike, change, shape
 
 
 def geometry_findings(result: xr.Dataset) -> list[str]:
@@ -115,22 +122,13 @@ def geometry_findings(result: xr.Dataset) -> list[str]:
 def _matrix(
     result: xr.Dataset, name: str, title: str, points: Floats, limits: tuple[float, float]
 ) -> Matrix:
-    values = np.asarray(result[name].values, dtype=np.float64)
+    values = floats(result[name])
     return Matrix(title, "Point", "Point", title, points, points, values, limits)
 
 
 def _curves(result: xr.Dataset, name: str, axis: str) -> tuple[Curve, ...]:
-    curves = []
-    for token_set in ("content", "all"):
-        chosen = result.sel(token_set=token_set)
-        x = np.asarray(result[axis].values, dtype=np.float64)
-        ends = [
-            np.asarray(chosen[f"{name}_{end}"].values, dtype=np.float64)
-            if f"{name}_{end}" in chosen
-            else None
-            for end in ("low", "high")
-        ]
-        values = np.asarray(chosen[name].values, dtype=np.float64)
-        style = TOKEN_SET_STYLES[token_set]
-        curves.append(Curve(f"{token_set} tokens", x, values, style, ends[0], ends[1]))
-    return tuple(curves)
+    return tuple(
+        curve_of(result.sel(token_set=token_set), name, f"{name}_", f"{token_set} tokens",
+                 TOKEN_SET_STYLES[token_set], axis=axis)
+        for token_set in ("content", "all")
+    )  # fmt: skip

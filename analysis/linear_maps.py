@@ -14,22 +14,21 @@ from pathlib import Path
 import numpy as np
 import psutil
 import xarray as xr
-from depthscope.storage.errors import RequestError
 from numpy.typing import NDArray
 
 from .client import Progress
 from .map_choice import choose
 from .map_errors import measure
+from .map_inputs import MapInputs
 from .map_kept import Keeping, KeptMoments, TrainingPairs
 from .map_moments import SKETCH, train
 from .map_plan import Plan, Spill, held_now
-from .map_result import Finished, map_result
-from .map_rows import PairReader, Pilot, RowMask, Side
+from .map_result import map_result
+from .map_rows import PairReader
 from .map_settings import MapSettings
 from .products import products_on
 from .results import Provenance, result_folder, reuse_result, save_dataset
-from .row_pairs import RowPairs, pair_rows
-from .shared_documents import TEST, TRAINING, VALIDATION, SharedDocuments, share_documents
+from .shared_documents import TEST, TRAINING, VALIDATION
 from .store import Run
 
 
@@ -90,25 +89,15 @@ def _compute(
     a: Run, b: Run, settings: MapSettings, keeping: Keeping
 ) -> tuple[xr.Dataset, xr.Dataset]:
     used = held_now()
-    names = str(a.snapshots[0].root), str(b.snapshots[0].root)
-    for run, name in zip((a, b), names, strict=True):
-        if not len(run.stored("residual").axis):
-            raise RequestError(
-                f"{name}: maps have no rows: nothing is committed yet, or no row was selected"
-            )
-    shared = share_documents(a, b)
-    shared.require(settings.least_shared, names)
-    pairs = pair_rows(a, b, shared, settings.token_set, settings.pairing)
-    source = _side(a, settings.source_points, pairs.source)
-    target = _side(b, settings.target_points, pairs.target)
-    parts = _parts(shared, pairs, settings)
-    _require_rows(parts[TRAINING], source.width, settings.ridges)
+    inputs = MapInputs.of(a, b, settings)
+    source, target = inputs.sides
+    parts = inputs.parts
     memory = settings.memory or psutil.virtual_memory().available // 2
     plan = Plan.of(source, target, min(SKETCH, target.width), memory, used)
     training = TrainingPairs.of(parts[TRAINING], source, target)
     before, covered = keeping.covered(training)
-    pilots = _pilots(source, target, parts[TRAINING], settings) if before is None else before.pilots
-    reader = PairReader(source, target, _mask(pilots, len(pairs), settings), plan.block_rows)
+    pilots = inputs.pilots() if before is None else before.pilots
+    reader = PairReader(source, target, inputs.mask(pilots), plan.block_rows)
     if before is not None:
         before.judge(reader.mask, covered)
     added = np.setdiff1d(parts[TRAINING], covered, assume_unique=True)
@@ -122,71 +111,16 @@ def _compute(
         )
         if writer is not None:
             writer.finish(training, pilots, reader.mask, trained.rows)
-        _require_rows(parts[TRAINING][: trained.rows], source.width, settings.ridges)
+        inputs.require_rows(trained.rows)
         choice = choose(reader, parts[VALIDATION], trained, settings.ridges, products, spill, tick)
-        numbers, place = np.unique(pairs.document[parts[TEST]], return_inverse=True)
+        _, place = np.unique(inputs.pairs.document[parts[TEST]], return_inverse=True)
         errors = measure(
             reader, parts[TEST], place.astype(np.int32), trained, choice, settings.rank,
             products, spill, tick,
         )  # fmt: skip
-    finished = Finished(
-        a, b, settings.level, settings.resamples, settings.seed, settings.rank, settings.massive
-    )
-    result, documents = map_result(
-        finished, (source, target), shared, pairs, parts, plan, reader.mask, choice, errors,
-        shared.source[numbers],
-    )  # fmt: skip
+    result, documents = map_result(inputs, plan, reader.mask, choice, errors)
     kept = 0 if writer is None else plan.moments
     return result.assign_attrs(training_rows_read=len(added), kept_bytes=kept), documents
-
-
-def _pilots(
-    source: Side, target: Side, training: NDArray[np.int64], settings: MapSettings
-) -> tuple[Pilot, Pilot]:
-    massive = settings.massive or None
-    return Pilot.of(source, training, massive), Pilot.of(target, training, massive)
-
-
-def _mask(pilots: tuple[Pilot, Pilot], pairs: int, settings: MapSettings) -> RowMask:
-    limits = tuple(p.length * settings.massive if settings.massive
-                   else np.full(len(p.length), np.inf) for p in pilots)  # fmt: skip
-    return RowMask((limits[0], limits[1]), np.ones(pairs, np.bool_))
-
-
-def _side(run: Run, points: Sequence[int] | None, rows: NDArray[np.int64]) -> Side:
-    chosen = tuple(run.points if points is None else sorted(set(points)))
-    unknown = [point for point in chosen if point not in run.points]
-    if unknown or not chosen:
-        stored = ", ".join(map(str, run.points)) or "none"
-        which = f"point {unknown[0]} is not stored" if unknown else "no point is stored"
-        raise RequestError(f"{run.snapshots[0].root}: {which}; stored points: {stored}")
-    at = tuple(run.points.index(point) for point in chosen)
-    return Side(run.stored("residual"), chosen, at, rows)
-
-
-def _parts(
-    shared: SharedDocuments, pairs: RowPairs, settings: MapSettings
-) -> tuple[NDArray[np.int64], ...]:
-    """Numbers of the pairs in training, validation and test."""
-    of_document = shared.parts(settings.validation, settings.test, settings.seed)
-    found = tuple(
-        np.flatnonzero(of_document[pairs.document] == part) for part in (TRAINING, VALIDATION, TEST)
-    )
-    for name, rows in zip(("train", "choose the ridge", "test"), found, strict=True):
-        if not len(rows):
-            raise RequestError(
-                f"no paired rows are left to {name} on: take more documents, or other shares of "
-                "--validation and --test"
-            )
-    return found
-
-
-def _require_rows(training: NDArray[np.int64], width: int, ridges: Sequence[float]) -> None:
-    if len(training) <= width and max(ridges) == 0:
-        raise RequestError(
-            f"{len(training)} training rows for {width} dimensions: least squares needs more rows "
-            "than dimensions; take more documents, or allow a ridge"
-        )
 
 
 def _ticks(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from .charts import Chart, Curve, Floats, Matrix, Panel, Style
+from .charts import Chart, Curve, Matrix, Panel, Style, floats
 
 _MAPS = (
     "For every point of the one model and every point of the other, the best linear map with "
@@ -36,9 +36,9 @@ def map_charts(result: xr.Dataset) -> tuple[Chart, Chart]:
     best = Curve(
         "Best source",
         depth,
-        *(_floats(result, "best_source_depth"), Style("#0072b2", "circle", "solid")),
-        _floats(result, "best_source_depth_low"),
-        _floats(result, "best_source_depth_high"),
+        *(floats(result["best_source_depth"]), Style("#0072b2", "circle", "solid")),
+        floats(result["best_source_depth_low"]),
+        floats(result["best_source_depth_high"]),
     )
     panel = Panel(
         f"Slope {_interval(result, 'diagonal_slope')}, "
@@ -131,10 +131,6 @@ def _interval(result: xr.Dataset, name: str) -> str:
     if not np.isfinite([low, high]).all():
         return f"{value:.2f}"
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _floats(result: xr.Dataset, name: str) -> Floats:
-    return np.asarray(result[name].values, dtype=np.float64)
 
 
 def _short(model: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,22 +168,26 @@ class _Totals:
         for number, run in enumerate(self.tile):
             self._source_sum[number] = sums[0][run.source]
             self._gram[number] = put(kept.load(f"gram_{run.source}"))
-            for at, target in enumerate(range(run.first, run.last)):
+            for target in range(run.first, run.last):
                 both = kept.load(f"pair_{run.source}_{target}")
-                cross, shuffled = both[:, :width], both[:, width:]
-                self._cross[number][:, at * width : (at + 1) * width] = put(cross)
-                self._shuffled[number][:, at * self._k : (at + 1) * self._k] = put(shuffled)
+                cross, shuffled = self._pair(number, target)
+                cross[:], shuffled[:] = put(both[:, :width]), put(both[:, width:])
 
     def keep(self, writer: MomentsWriter) -> None:
         """Keep the moments as they are, around the pilots' means."""
-        get, width, k = self._products.get, self._width, self._k
+        get = self._products.get
         writer.keep_sums(self.sources, self._source_sum, self.targets, self._target_sum)
         for number, run in enumerate(self.tile):
             writer.save(f"gram_{run.source}", get(self._gram[number]))
-            for at, target in enumerate(range(run.first, run.last)):
-                cross = self._cross[number][:, at * width : (at + 1) * width]
-                shuffled = self._shuffled[number][:, at * k : (at + 1) * k]
-                writer.save(f"pair_{run.source}_{target}", np.hstack([get(cross), get(shuffled)]))
+            for target in range(run.first, run.last):
+                both = [get(moments) for moments in self._pair(number, target)]
+                writer.save(f"pair_{run.source}_{target}", np.hstack(both))
+
+    def _pair(self, number: int, target: int) -> tuple[Any, Any]:
+        """Views of a run's moments with one target, and with the same shuffled, on the device."""
+        at, width, k = target - self.tile[number].first, self._width, self._k
+        cross = self._cross[number][:, at * width : (at + 1) * width]
+        return cross, self._shuffled[number][:, at * k : (at + 1) * k]
 
     def add(self, block: PairBlock, first: int, seed: int) -> None:
         """Add a block whose first row has that place among the training rows."""
@@ -233,13 +238,12 @@ class _Totals:
         vectors, side = products.put(factor.vectors), products.put(shift[:, None])
 
         def rotate(target: int) -> None:
-            at, own = target - run.first, target - self.targets.start
+            own = target - self.targets.start
             sums = self._target_sum[own * width : (own + 1) * width]
-            cross = self._cross[number][:, at * width : (at + 1) * width]
+            cross, shuffled = self._pair(number, target)
             rotated = vectors.T @ (cross - side @ products.put(sums[None]))
             spill.write(run.source, target * width, products.get(rotated))
-            cross = self._shuffled[number][:, at * k : (at + 1) * k]
-            rotated = vectors.T @ (cross - side @ products.put((sums @ sketch)[None]))
+            rotated = vectors.T @ (shuffled - side @ products.put((sums @ sketch)[None]))
             factor.shuffled[:, target * k : (target + 1) * k] = products.get(rotated)
 
         products.each(rotate, range(run.first, run.last))

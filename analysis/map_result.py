@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,12 @@ from numpy.typing import NDArray
 from .bootstrap import RatioBootstrap
 from .map_choice import Choice
 from .map_errors import Errors
+from .map_inputs import MapInputs
 from .map_plan import Plan
-from .map_rows import RowMask, Side
+from .map_rows import RowMask
+from .map_settings import MapSettings
 from .relative_depth import diagonal
-from .row_pairs import RowPairs
-from .shared_documents import TEST, TRAINING, VALIDATION, SharedDocuments
-from .store import Run
+from .shared_documents import TEST
 
 Float64 = NDArray[np.float64]
 
@@ -25,58 +24,23 @@ _PAIR = ("source_point", "target_point")
 _RULE = "norm at any point of either store above {factor:g} times the median norm at that point"
 
 
-@dataclass(frozen=True)
-class Finished:
-    """Whose maps they are, and what the intervals need."""
-
-    a: Run
-    b: Run
-    level: float
-    resamples: int
-    seed: int
-    rank: int | None
-    massive: float
-
-
 def map_result(
-    finished: Finished,
-    sides: tuple[Side, Side],
-    shared: SharedDocuments,
-    pairs: RowPairs,
-    parts: tuple[NDArray[np.int64], ...],
-    plan: Plan,
-    mask: RowMask,
-    choice: Choice,
-    errors: Errors,
-    documents: NDArray[np.int64],
+    inputs: MapInputs, plan: Plan, mask: RowMask, choice: Choice, errors: Errors
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """The result, and its sums by held-out document.
 
     Parameters
     ----------
-    finished
-        The runs and the bootstrap's settings.
-    sides, shared, pairs, parts, plan, mask, choice, errors
-        What the steps have left.
-    documents
-        Numbers, in the source, of the held-out documents.
+    inputs
+        What was mapped.
+    plan, mask, choice, errors
+        What the steps have left: tiles, rows that took part, ridges, errors on held-out rows.
     """
-    source, target = sides
+    result = _axes(inputs)
     rows = max(int(errors.rows.sum()), 1)
-    depth = [np.array(s.points) / run.layers
-             for s, run in zip(sides, (finished.a, finished.b), strict=True)]  # fmt: skip
-    result = xr.Dataset(
-        coords={
-            "source_point": np.array(source.points, dtype=np.int64),
-            "target_point": np.array(target.points, dtype=np.int64),
-            "source_depth": ("source_point", depth[0], {"long_name": "point / layers"}),
-            "target_depth": ("target_point", depth[1], {"long_name": "point / layers"}),
-            "dimension": np.arange(target.width),
-        }
-    )
     relative = errors.relative.sum(axis=0) / rows
     r2, r2_dimension = errors.r2()
-    bounds, resampled = _intervals(errors, finished)
+    bounds, resampled = _intervals(errors, inputs.settings)
     _put(result, "relative_error", relative, "mean relative error on held-out rows", bounds[0])
     _put(result, "r2", r2, "share of held-out variance explained, all dimensions", bounds[1])
     meaning = {
@@ -102,14 +66,30 @@ def map_result(
         {"long_name": "share of held-out variance explained, by target dimension", "units": "1"},
     )
     result["count"] = ((), int(errors.rows.sum()), {"long_name": "held-out rows", "units": "row"})
-    best = diagonal(relative, resampled, depth[0], depth[1], source.points, finished.level)
-    result = result.merge(best).assign_attrs(
-        _attributes(finished, shared, pairs, parts, plan, mask)
+    best = diagonal(
+        relative,
+        resampled,
+        result["source_depth"].values,
+        result["target_depth"].values,
+        inputs.sides[0].points,
+        inputs.settings.level,
     )
-    return result, _by_document(errors, result, documents)
+    result = result.merge(best).assign_attrs(_attributes(inputs, plan, mask))
+    held_out = np.unique(inputs.pairs.document[inputs.parts[TEST]])
+    return result, _by_document(errors, result, inputs.shared.source[held_out])
 
 
-def _intervals(errors: Errors, finished: Finished) -> tuple[list[tuple[Float64, ...]], Float64]:
+def _axes(inputs: MapInputs) -> xr.Dataset:
+    axes: dict[str, Any] = {"dimension": np.arange(inputs.sides[1].width)}
+    for name, side, run in zip(("source", "target"), inputs.sides, inputs.runs, strict=True):
+        points = np.array(side.points, dtype=np.int64)
+        axes[f"{name}_point"] = points
+        depth = points / run.layers
+        axes[f"{name}_depth"] = (f"{name}_point", depth, {"long_name": "point / layers"})
+    return xr.Dataset(coords=axes)
+
+
+def _intervals(errors: Errors, settings: MapSettings) -> tuple[list[tuple[Float64, ...]], Float64]:
     """Ends for relative error and R², each (sources, targets), and resampled relative errors."""
     shape, used = errors.relative.shape[1:], errors.rows > 0
     documents = int(used.sum())
@@ -130,10 +110,10 @@ def _intervals(errors: Errors, finished: Finished) -> tuple[list[tuple[Float64, 
     ):
         size = int(np.prod(shape))
         bootstrap = RatioBootstrap(
-            documents, size, resamples=finished.resamples, seed=finished.seed
+            documents, size, resamples=settings.resamples, seed=settings.seed
         )
         bootstrap.add(sums.reshape(documents, -1), counts.reshape(documents, -1))
-        ends.append(tuple(end.reshape(shape) for end in bootstrap.interval(finished.level)))
+        ends.append(tuple(end.reshape(shape) for end in bootstrap.interval(settings.level)))
         drawn.append(bootstrap.ratios().reshape(-1, *shape))
     ends[1] = (1 - ends[1][1], 1 - ends[1][0])
     return ends, drawn[0]
@@ -152,30 +132,25 @@ def _put(
         result[f"{name}_{end}"] = (_PAIR, bound, {"long_name": text, "units": "1"})
 
 
-def _attributes(
-    finished: Finished,
-    shared: SharedDocuments,
-    pairs: RowPairs,
-    parts: tuple[NDArray[np.int64], ...],
-    plan: Plan,
-    mask: RowMask,
-) -> dict[str, Any]:
-    kept = [int(mask.kept[parts[part]].sum()) for part in (TRAINING, VALIDATION, TEST)]
-    documents = [len(np.unique(pairs.document[parts[p]])) for p in (TRAINING, VALIDATION, TEST)]
-    models = [run.snapshots[0].record.model.get("name", "") for run in (finished.a, finished.b)]
-    rule = _RULE.format(factor=finished.massive) if finished.massive else "none"
+def _attributes(inputs: MapInputs, plan: Plan, mask: RowMask) -> dict[str, Any]:
+    pairs, parts, runs = inputs.pairs, inputs.parts, inputs.runs
+    kept = [int(mask.kept[part].sum()) for part in parts]
+    documents = [len(np.unique(pairs.document[part])) for part in parts]
+    models = [run.snapshots[0].record.model.get("name", "") for run in runs]
+    massive = inputs.settings.massive
+    rule = _RULE.format(factor=massive) if massive else "none"
     return {
         "source_model": models[0],
         "target_model": models[1],
-        "source_layers": finished.a.layers,
-        "target_layers": finished.b.layers,
+        "source_layers": runs[0].layers,
+        "target_layers": runs[1].layers,
         "train_rows": kept[0],
         "validation_rows": kept[1],
         "test_rows": kept[2],
         "train_documents": documents[0],
         "validation_documents": documents[1],
         "test_documents": documents[2],
-        "shared_documents": len(shared),
+        "shared_documents": len(inputs.shared),
         "paired_by": pairs.rule,
         "paired_share": pairs.shares[0],
         "paired_share_target": pairs.shares[1],

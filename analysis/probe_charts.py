@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from .charts import STORE_STYLES, Chart, Curve, Floats, Panel, Style
+from .charts import STORE_STYLES, Chart, Curve, Panel, curve_of
 from .result_charts import interval_name
 
 _EXPLANATION = (
@@ -38,8 +38,10 @@ def probe_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart]:
             _panel(
                 f"All classes ({int(pooled['count']):,} units)",
                 (
-                    _curve(pooled, "accuracy", "", "Accuracy", STORE_STYLES[0]),
-                    _curve(pooled, "control_accuracy", "control_", "Control task", STORE_STYLES[1]),
+                    curve_of(pooled, "accuracy", "", "Accuracy", STORE_STYLES[0]),
+                    curve_of(
+                        pooled, "control_accuracy", "control_", "Control task", STORE_STYLES[1]
+                    ),
                 ),
                 commonest,
             ),
@@ -47,7 +49,7 @@ def probe_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart]:
     )
     order = 1 + np.argsort(-result["count"].values[1:], kind="stable")[:MOST]
     curves = tuple(
-        _curve(result.isel(label=int(at)), "accuracy", "", _class(result, int(at)), style)
+        curve_of(result.isel(label=int(at)), "accuracy", "", _class(result, int(at)), style)
         for at, style in zip(order, STORE_STYLES, strict=False)
     )
     title = "Every class" if len(order) == len(result["label"]) - 1 else f"The {MOST} commonest"
@@ -99,12 +101,3 @@ def _place(pooled: xr.Dataset, name: str, found: str, none: str) -> str:
         return none
     low, high = (float(pooled[f"{name}_{end}"]) for end in ("low", "high"))
     return f"{found} point {value:.0f} [{low:.0f}, {high:.0f}]"
-
-
-def _curve(at: xr.Dataset, name: str, prefix: str, label: str, style: Style) -> Curve:
-    return Curve(label, _floats(at["point"]), _floats(at[name]), style,
-                 _floats(at[f"{prefix}low"]), _floats(at[f"{prefix}high"]))  # fmt: skip
-
-
-def _floats(values: xr.DataArray) -> Floats:
-    return np.asarray(values.values, dtype=np.float64)

@@ -17,6 +17,7 @@ from .charts import (
     Floats,
     Panel,
     Style,
+    floats,
 )
 
 TOKEN_SETS = {
@@ -246,13 +247,13 @@ def _curve(
     data: xr.Dataset, variable: str, label: str, style: Style, relative: bool = False
 ) -> Curve:
     axis = "layer" if "layer" in data.dims else "point"
-    x = np.asarray(data[axis].values, dtype=np.float64)
+    x = floats(data[axis])
     if relative:
         # Point L stands at 1, so layer l and the point it reads have the same place.
         layers = len(x) if axis == "layer" else x[-1]
         x = x / max(layers, 1)
     found = {
-        key: np.asarray(data[f"{variable}_{key}"].values, dtype=np.float64)
+        key: floats(data[f"{variable}_{key}"])
         for key in ("mean", "low", "high", "max")
         if f"{variable}_{key}" in data
     }

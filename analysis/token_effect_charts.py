@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .charts import PART_NAMES, PART_STYLES, Chart, Curve, Floats, Matrix, Panel, Style
+from .charts import PART_NAMES, PART_STYLES, Chart, Curve, Floats, Matrix, Panel, Style, floats
 from .result_charts import interval_name
 
 #: Tokens of a document, and panels, that a map shows.
@@ -67,10 +67,10 @@ def gradient_charts(result: xr.Dataset, model: str) -> tuple[Chart, Chart]:
     gaps = tuple(
         Curve(
             PART_NAMES[part],
-            _floats(result["layer"]),
-            _floats(result["completeness_gap"].sel(case=part)),
+            floats(result["layer"]),
+            floats(result["completeness_gap"].sel(case=part)),
             PART_STYLES[part],
-            maximum=_floats(result["completeness_gap_max"].sel(case=part)),
+            maximum=floats(result["completeness_gap_max"].sel(case=part)),
         )
         for part in parts
     )
@@ -96,7 +96,7 @@ def erasure_findings(result: xr.Dataset) -> list[str]:
     told = []
     for case in result["case"].values.tolist():
         at = result.sel(case=case)
-        means = _floats(at["output_l2_mean"])
+        means = floats(at["output_l2_mean"])
         if not np.isfinite(means).any():
             told.append(f"Erasure, {CASES[case]}: nothing was measured.")
             continue
@@ -115,7 +115,7 @@ def gradient_findings(result: xr.Dataset) -> list[str]:
     told = []
     for part in result["case"].values.tolist():
         at = result.sel(case=part)
-        means = _floats(at["magnitude_mean"])
+        means = floats(at["magnitude_mean"])
         if not np.isfinite(means).any():
             told.append(f"Gradients, {PART_NAMES[part].lower()}: nothing was measured.")
             continue
@@ -153,16 +153,16 @@ def _subtitle(result: xr.Dataset, model: str) -> str:
 
 
 def _curve(at: xr.Dataset, axis: str, name: str, label: str, style: Style) -> Curve:
-    low, high = (_floats(at[f"{name}_{end}"]) for end in ("low", "high"))
+    low, high = (floats(at[f"{name}_{end}"]) for end in ("low", "high"))
     known = np.isfinite(low).any()
     return Curve(
         label,
-        _floats(at[axis]),
-        _floats(at[f"{name}_mean"]),
+        floats(at[axis]),
+        floats(at[f"{name}_mean"]),
         style,
         low if known else None,
         high if known else None,
-        _floats(at[f"{name}_max"]),
+        floats(at[f"{name}_max"]),
     )
 
 
@@ -180,15 +180,15 @@ def _map(
     result: xr.Dataset, name: str, case: str, document: int, y_label: str, value_label: str
 ) -> Matrix:
     here = result.sel(case=case, row=result["document"] == document).isel(row=slice(TOKENS))
-    values = _floats(here[name])
+    values = floats(here[name])
     title = CASES.get(case, PART_NAMES.get(case, case))
     return Matrix(
         f"Document {document}\n{title}",
         "Token",
         y_label,
         value_label,
-        _floats(here["position"]),
-        _floats(here[y_label.split(" ")[0].lower()]),
+        floats(here["position"]),
+        floats(here[y_label.split(" ")[0].lower()]),
         values,
         _limits(values[:, 1:]),
         x_ticks=tuple(_word(token) for token in here["token"].values.tolist()),
@@ -207,7 +207,3 @@ def _word(token: Any) -> str:
     """A token that can be seen: spaces and line ends by their signs."""
     text = str(token).replace("\n", "↵").strip(" ") or "␣"
     return text if len(text) <= 10 else text[:9] + "…"
-
-
-def _floats(values: xr.DataArray) -> Floats:
-    return np.asarray(values.values, dtype=np.float64)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -104,18 +104,29 @@ def top_tokens(
 def _save(
     work: TopTokenBlocks, run: Run, place: Path, provenance: Provenance, settings: Settings
 ) -> None:
+    # Zarr wants chunks of one length; pieces of the axis may have made others.
+    dataset = _lazily(work, run.points).assign_attrs(provenance.attributes())
+    dataset = dataset.chunk({"row": BLOCK_ROWS})
+    with (
+        result_folder(place) as folder,
+        compute_on(settings.scheduler, workers=settings.workers),
+        task_progress(settings.progress),
+    ):
+        save_dataset(dataset, folder)
+
+
+def _lazily(work: TopTokenBlocks, points: Sequence[int]) -> xr.Dataset:
     sent = dask.delayed(work, pure=False, traverse=False)
     numbers = da.from_array(np.arange(len(work.blocks)), chunks=1)
-    points = work.residual.shape[0]
     flat = da.map_blocks(
         _compute,
         numbers[None, :, None],
-        chunks=((points,), work.blocks, (work.width,)),
+        chunks=((len(points),), work.blocks, (work.width,)),
         dtype=np.int32,
         meta=np.empty((0, 0, 0), np.int32),
         work=sent,
     )
-    dataset = xr.Dataset(
+    return xr.Dataset(
         {
             "top": (
                 ("point", "row", "candidate"),
@@ -134,19 +145,10 @@ def _save(
             ),
         },
         {
-            "point": np.array(run.points, dtype=np.int64),
+            "point": np.array(points, dtype=np.int64),
             "row": np.asarray(work.axis.index, dtype=np.int64),
         },
-        provenance.attributes(),
     )
-    # Zarr wants chunks of one length; pieces of the axis may have made others.
-    dataset = dataset.chunk({"row": BLOCK_ROWS})
-    with (
-        result_folder(place) as folder,
-        compute_on(settings.scheduler, workers=settings.workers),
-        task_progress(settings.progress),
-    ):
-        save_dataset(dataset, folder)
 
 
 def keyed(translators: Translators | None) -> dict[str, str]:

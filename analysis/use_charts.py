@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from .charts import STORE_STYLES, TOKEN_SET_STYLES, Chart, Curve, Floats, Panel, Style
+from .charts import STORE_STYLES, TOKEN_SET_STYLES, Chart, Curve, Panel, Style, curve_of, floats
 from .result_charts import LENS_PANELS, interval_name, sample_size
 from .row_classes import ANY
 
@@ -57,11 +57,11 @@ def flip_chart(result: xr.Dataset, model: str) -> Chart:
     styles = dict(zip(chosen["bucket"].values.tolist(), STORE_STYLES, strict=False))
     styles[ANY] = _ANY_STYLE
     rates = tuple(
-        _curve(chosen.sel(bucket=label), "rate", "", _bucket(label), style)
+        curve_of(chosen.sel(bucket=label), "rate", "", _bucket(label), style)
         for label, style in styles.items()
     )
     shares = tuple(
-        _curve(chosen.sel(bucket=label), "share", "share_", _bucket(label), style)
+        curve_of(chosen.sel(bucket=label), "share", "share_", _bucket(label), style)
         for label, style in styles.items()
         if label != ANY
     )
@@ -114,7 +114,7 @@ def tuned_lens_chart(result: xr.Dataset, model: str) -> Chart:
     panels = []
     for measure, (title, label, limits) in LENS_PANELS.items():
         curves = tuple(
-            _curve(chosen, f"{prefix}{measure}_mean", f"{prefix}{measure}_", words, style)
+            curve_of(chosen, f"{prefix}{measure}_mean", f"{prefix}{measure}_", words, style)
             for prefix, words, style in (
                 ("", "Tuned lens", styles[0]),
                 ("logit_", "Logit lens", styles[1]),
@@ -144,10 +144,10 @@ def _onset_panel(at: xr.Dataset, labels: tuple[str, ...], by: str) -> Panel:
         Curve(
             words,
             places,
-            _floats(one["depth_mean"]),
+            floats(one["depth_mean"]),
             style,
-            _floats(one["low"]),
-            _floats(one["high"]),
+            floats(one["low"]),
+            floats(one["high"]),
         )
         for (criterion, words), style in zip(CROSSINGS, STORE_STYLES, strict=False)
         for one in (at.sel(criterion=criterion),)
@@ -206,13 +206,3 @@ def _through(result: xr.Dataset) -> str:
 
 def _interval(result: xr.Dataset) -> str:
     return f"{interval_name(result)} over documents"
-
-
-def _curve(at: xr.Dataset, name: str, ends: str, label: str, style: Style) -> Curve:
-    low, high = (_floats(at[f"{ends}{end}"]) if f"{ends}{end}" in at else None
-                 for end in ("low", "high"))  # fmt: skip
-    return Curve(label, _floats(at["point"]), _floats(at[name]), style, low, high)
-
-
-def _floats(values: xr.DataArray) -> Floats:
-    return np.asarray(values.values, dtype=np.float64)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import xarray as xr
 
-from .charts import STORE_STYLES, Chart, Curve, Floats, Panel, Style
+from .charts import STORE_STYLES, Chart, Curve, Panel, Style, curve_of, floats
 from .frequencies import BUCKETS
 from .result_charts import LENS_PANELS, interval_name
 from .result_kinds import kind_name
@@ -129,7 +129,7 @@ def _onset_panel(chosen: Mapping[str, xr.Dataset], x_label: str, classes: list[s
     places, curves = np.arange(len(classes), dtype=np.float64), []
     for (label, one), style in zip(chosen.items(), _styles(chosen), strict=True):
         at, layers = one.reindex({"class": classes}), one.attrs["layers"]
-        depths = (_floats(at[value]) / layers for value in ("depth_mean", "low", "high"))
+        depths = (floats(at[value]) / layers for value in ("depth_mean", "low", "high"))
         mean, low, high = depths
         curves.append(Curve(label, places, mean, style, low, high))
     first = next(iter(chosen.values()))
@@ -211,9 +211,7 @@ def _curves(
     found = []
     for (label, at), style in zip(results.items(), _styles(results), strict=True):
         layers = at.attrs.get("layers") or at.sizes["layer"]
-        low, high = (_floats(at[f"{ends}{end}"]) if f"{ends}{end}" in at else None
-                     for end in ("low", "high"))  # fmt: skip
-        found.append(Curve(label, _floats(at[axis]) / layers, _floats(at[name]), style, low, high))
+        found.append(curve_of(at, name, ends, label, style, axis=axis, layers=layers))
     return tuple(found)
 
 
@@ -234,7 +232,3 @@ def _samples(results: Mapping[str, xr.Dataset], said: Callable[[xr.Dataset], str
 def _used(at: xr.Dataset, label: str) -> bool:
     rows = at["class_rows"].isel(rank=0)
     return label in at["class"] and bool(rows.sel({"class": label}) > 0)
-
-
-def _floats(values: xr.DataArray) -> Floats:
-    return np.asarray(values.values, dtype=np.float64)

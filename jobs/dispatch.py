@@ -104,6 +104,21 @@ class Outcome:
     committed: int = 0
     failed: dict[int, str] = field(default_factory=dict)
 
+    def require_all(self, tasks: int) -> None:
+        """Refuse an outcome in which any of so many tasks has failed.
+
+        Raises
+        ------
+        WorkFailed
+            Some have; names the errors, each once.
+        """
+        if self.failed:
+            errors = list(dict.fromkeys(self.failed.values()))
+            raise WorkFailed(
+                f"{len(self.failed)} of {tasks} tasks failed, the others are committed: "
+                + " | ".join(errors[:5])
+            )
+
 
 class Dispatcher:
     """Runs tasks on a pool until all are committed, failed or stopped."""

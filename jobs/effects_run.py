@@ -14,19 +14,20 @@ from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.storage.commits import CommitLog
 from depthscope.storage.effects import EffectsRecord, effects_log
 from depthscope.storage.effects_arrays import lay_out_effects
-from depthscope.storage.errors import RequestError, WorkFailed
+from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import StorePaths
 from depthscope.storage.run_record import RunRecord, differences
 
 from .corpus_means import save_means, save_stream_means
 from .dispatch import Dispatcher, Pool
 from .effects_plan import Budget, describe, plan_effects
-from .effects_schedule import EffectsLayout, effects_budget, lay_out_layers, threads_of
+from .effects_schedule import EffectsLayout, effects_budget, lay_out_layers
 from .effects_sources import check_sources
 from .engines import make_pool
 from .intervene_spec import InterveneSpec
 from .lock import driver_lock
 from .progress import Progress, Silent
+from .schedule import threads_of
 from .stopping import stop_on_signals
 
 PoolFactory = Callable[[WorkerSettings, InterveneSpec], Pool]
@@ -120,12 +121,7 @@ def _run(
     finally:
         workers.close()
         progress.close()
-    if outcome.failed:
-        errors = list(dict.fromkeys(outcome.failed.values()))
-        raise WorkFailed(
-            f"{len(outcome.failed)} of {record.tasks} tasks failed, the others are committed: "
-            + " | ".join(errors[:5])
-        )
+    outcome.require_all(record.tasks)
     return outcome.committed
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import psutil
 import torch
 from depthscope.pipeline.costs import ModelCosts
 from depthscope.pipeline.gang import PER_DEVICE
 from depthscope.pipeline.gang_worker import cut
-from depthscope.pipeline.interventions import PROGRAMS
+from depthscope.pipeline.interventions import reach
 from depthscope.pipeline.stage_split import split_layers
 from depthscope.storage.errors import RequestError
 from depthscope.storage.run_record import RunRecord
@@ -20,7 +18,7 @@ from depthscope.storage.run_record import RunRecord
 from .effects_plan import Budget
 from .engines import check_engine
 from .intervene_spec import InterveneSpec
-from .schedule import SHARE, stages_asked_for
+from .schedule import device_budget, host_budget, stages_asked_for, threads_of
 
 
 @dataclass(frozen=True)
@@ -65,13 +63,6 @@ def lay_out_layers(spec: InterveneSpec, costs: ModelCosts) -> EffectsLayout:
         return EffectsLayout(spec.schedule)
     fits = 2 * costs.body_bytes < _memory(spec, 1)
     return EffectsLayout("resident" if fits else "sweep")
-
-
-def threads_of(spec: InterveneSpec, stages: int) -> int:
-    """Threads of a worker, or of each of its stages."""
-    # Stages of a cluster are on nodes of their own; those of this command share its node.
-    sharing = (spec.workers or 1) * (1 if spec.address else stages)
-    return spec.threads or max(1, (os.cpu_count() or 1) // sharing)
 
 
 def _stages(spec: InterveneSpec, layers: int) -> tuple[int, int]:
@@ -129,17 +120,10 @@ def _stage_weights(
 
 def _again(spec: InterveneSpec, sizes: Sequence[int], first: int) -> int:
     """Bytes of the layers before a stage's first that its layer programs apply again."""
-    reach = spec.span - 1 if spec.what in PROGRAMS else 0
-    return sum(sizes[max(0, first - reach) : first])
+    return sum(sizes[max(0, first - reach(spec.what, spec.span)) : first])
 
 
 def _memory(spec: InterveneSpec, stages: int) -> int:
     """Bytes that a worker, or each of its stages where they are processes, may hold."""
-    if torch.cuda.is_available():
-        if spec.device_memory is not None:
-            return int(spec.device_memory)
-        return int(0.9 * torch.cuda.mem_get_info()[0])
-    if spec.memory is not None:
-        return int(spec.memory)
-    sharing = (spec.workers or 1) * (1 if spec.address or spec.engine == "process" else stages)
-    return int(SHARE * psutil.virtual_memory().available / sharing)
+    processes = 1 if spec.engine == "process" else stages
+    return device_budget(spec) or host_budget(spec, processes)

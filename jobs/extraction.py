@@ -15,7 +15,7 @@ from depthscope.pipeline.carried import CarriedFiles
 from depthscope.pipeline.equipment import WorkerSettings
 from depthscope.pipeline.hardware import hardware
 from depthscope.storage.commits import Commit, CommitLog, invalid_documents
-from depthscope.storage.errors import RequestError, WorkFailed
+from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import StorePaths
 from depthscope.storage.run_record import RunRecord
 from depthscope.storage.status import task_rows
@@ -28,7 +28,7 @@ from .lock import driver_lock
 from .offloading import offload_warning
 from .prepare import prepare
 from .progress import Progress, Silent
-from .schedule import Layout, lay_over_devices
+from .schedule import Layout, lay_over_devices, threads_of
 from .spec import ExtractSpec
 from .stopping import stop_on_signals
 from .task_choice import chosen_tasks
@@ -101,12 +101,7 @@ def extract(
                     spec, record, settings, wanted, progress, counts, stop, pool or make_pool
                 )
         failed_documents = invalid_documents(spec.out)
-        if outcome.failed:
-            errors = list(dict.fromkeys(outcome.failed.values()))
-            raise WorkFailed(
-                f"{len(outcome.failed)} of {len(chosen)} tasks failed, the others are committed: "
-                + " | ".join(errors[:5])
-            )
+        outcome.require_all(len(chosen))
         mark_invalid(spec.out, failed_documents)
         missing = record.tasks - len(done) - len(wanted)
         if not missing:
@@ -183,9 +178,7 @@ def _run(
 def _settings(spec: ExtractSpec, layout: Layout, folder: Path, log: CommitLog) -> WorkerSettings:
     earlier = next(log.commits(), None)
     recorded = int(earlier.hardware.get("threads", 0)) if earlier else 0
-    # Stages of a cluster are on nodes of their own; those of this command share its node.
-    sharing = (spec.workers or 1) * (1 if spec.address else layout.stages or 1)
-    threads = spec.threads or recorded or max(1, (os.cpu_count() or 1) // sharing)
+    threads = spec.threads or recorded or threads_of(spec, layout.stages or 1)
     if earlier is not None and not spec.allow_mixed_hardware:
         _check_hardware(dict(earlier.hardware), hardware(threads), spec.address)
     return WorkerSettings(

@@ -27,6 +27,8 @@ from .wheel import pack_wheel
 TICK = 1.0
 #: Seconds without an answer after which the cluster counts as gone.
 GONE = 30.0
+#: Seconds that the end of a job's log may take to arrive after the job has ended.
+LOG_SECONDS = 30.0
 #: Seconds in which the nodes that were asked for must have joined.
 JOINING = 600.0
 #: Seconds that a job has to stop in, unless the cluster's environment says otherwise.
@@ -146,7 +148,8 @@ class RayJobs:
         Stopped
             The cluster went away; the same command resumes.
         """
-        threading.Thread(target=self._print, args=(job,), daemon=True).start()
+        log = threading.Thread(target=self._print, args=(job,), daemon=True)
+        log.start()
         asked, heard = False, time.monotonic()
         with stop_on_signals() as stop:
             while True:
@@ -161,8 +164,8 @@ class RayJobs:
                         raise Stopped(f"{self.url} no longer answers ({_why(error)})") from None
                     state = ""
                 if state in ENDED:
-                    # The log comes by another way and may be a moment behind.
-                    time.sleep(TICK)
+                    # The log comes by another way, some seconds behind, and ends by itself.
+                    log.join(LOG_SECONDS)
                     return self.exit_code(job)
                 time.sleep(TICK)
 

@@ -135,12 +135,11 @@ def _placed(spec: ExtractSpec, record: RunRecord, needs: SweepNeeds, most: int) 
 
 def _planned(spec: ExtractSpec, record: RunRecord, costs: ModelCosts) -> str:
     """What the plan's arithmetic chooses for one node; a model over several nodes is asked for."""
-    threads = spec.threads or max(1, (os.cpu_count() or 1) // (spec.workers or 1))
     found = plan_of_store(
         spec.out,
         record,
         costs,
-        threads=threads,
+        threads=threads_of(spec),
         memory=host_budget(spec),
         device_memory=device_budget(spec),
     )
@@ -179,14 +178,27 @@ def sweep_needs(record: RunRecord, costs: ModelCosts) -> SweepNeeds:
     )
 
 
-def host_budget(spec: ExtractSpec) -> int:
-    """Bytes of host memory that one worker may hold, its interpreter apart."""
+def threads_of(spec: ExtractSpec | InterveneSpec, stages: int = 1) -> int:
+    """Threads of a worker, or of each of its stages."""
+    return spec.threads or max(1, (os.cpu_count() or 1) // _sharing(spec, stages))
+
+
+def host_budget(spec: ExtractSpec | InterveneSpec, stages: int = 1) -> int:
+    """Bytes of host memory that one worker, or each of its stages, may hold.
+
+    The interpreter's own come on top. Stages of one process hold it together: they count as one.
+    """
     if spec.memory is not None:
         return int(spec.memory)
-    return int(SHARE * psutil.virtual_memory().available / (spec.workers or 1))
+    return int(SHARE * psutil.virtual_memory().available / _sharing(spec, stages))
 
 
-def device_budget(spec: ExtractSpec) -> int | None:
+def _sharing(spec: ExtractSpec | InterveneSpec, stages: int) -> int:
+    # Stages of a cluster are on nodes of their own; those of this command share its node.
+    return (spec.workers or 1) * (1 if spec.address else stages)
+
+
+def device_budget(spec: ExtractSpec | InterveneSpec) -> int | None:
     """Bytes of each device that a worker may use; None where the processor computes."""
     if not torch.cuda.is_available():
         return None

@@ -30,12 +30,15 @@ class StagedEffects:
     """
 
     def __init__(self, equipment: Equipment, open_task: Callable[[Equipment], EffectsWork]) -> None:
-        self._open_task = open_task
-        self.micro_batches = len(open_task(equipment).units)
+        self._open_task, self._opened = open_task, open_task(equipment)
+        self.micro_batches = len(self._opened.units)
 
     def part(self, device: DeviceLayers) -> EffectsStage:
         """What a device of the stage has of it."""
-        return EffectsStage(self._open_task(device.equipment), device)
+        opened = self._opened
+        if device.equipment is not opened.equipment:
+            opened = self._open_task(device.equipment)
+        return EffectsStage(opened, device)
 
 
 class EffectsStage:

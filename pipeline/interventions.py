@@ -187,6 +187,14 @@ class Program:
             )
 
 
+def reach(what: str, span: int) -> int:
+    """Layers before the one at which a change is made that it applies again.
+
+    A program of ``span`` layers is applied at the last of them; other changes act on their layer.
+    """
+    return span - 1 if what in PROGRAMS else 0
+
+
 @dataclass(frozen=True)
 class Branch:
     """One forward pass with changes, of one document.

@@ -23,7 +23,7 @@ from .equipment import Equipment, WorkerSettings
 from .frame import Frame
 from .gradients_task import GradientsWork
 from .head_export import export_head
-from .interventions import PROGRAMS
+from .interventions import reach
 from .layer_stack import LayerStack
 from .placed_head import PlacedHead
 from .replacements import Replacements
@@ -128,9 +128,9 @@ class Effects:
 
     @property
     def reach(self) -> int:
-        """The span of a layer program, which is applied at its last layer."""
+        """The layers of a layer program before its last, at which it is applied."""
         request = self._record.request
-        return int(request["span"]) - 1 if request["what"] in PROGRAMS else 0
+        return reach(str(request["what"]), int(request["span"]))
 
     def open(
         self, equipment: Equipment, frame: Frame, task: Task, done: Future[tuple[Commit, ...]]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
 from depthscope.jobs import dispatch
-from depthscope.jobs.dispatch import Attempt, Dispatcher
+from depthscope.jobs.dispatch import Attempt, Dispatcher, Outcome, Pool
 from depthscope.storage.commits import Commit
 from depthscope.storage.tasks import Task
 
@@ -54,22 +54,29 @@ class HangingPool:
     def close(self) -> None: ...
 
 
-def test_a_task_that_hangs_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "STRAGGLER_SECONDS", 0.2)
-    pool, warnings = HangingPool(4), list[str]()
-    tasks = [Task(index, (10 * index, 10 * index + 10), {}) for index in range(9)]
+def run(
+    pool: Pool, tasks: int, on_warning: Callable[[str], None] = lambda _: None
+) -> tuple[Outcome, list[int]]:
+    """Dispatch so many tasks of ten rows; which of them were committed, as they came."""
     committed: list[int] = []
-    began = time.monotonic()
     outcome = Dispatcher(
         pool,
-        tasks,
+        [Task(index, (10 * index, 10 * index + 10), {}) for index in range(tasks)],
         retries=0,
         on_commit=lambda commit: committed.append(commit.task),
         on_tick=lambda *_: None,
-        on_warning=warnings.append,
+        on_warning=on_warning,
         on_failure=lambda *_: None,
         stop=lambda: None,
     ).run()
+    return outcome, committed
+
+
+def test_a_task_that_hangs_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "STRAGGLER_SECONDS", 0.2)
+    pool, warnings = HangingPool(4), list[str]()
+    began = time.monotonic()
+    outcome, committed = run(pool, 9, warnings.append)
     assert time.monotonic() - began >= 0.2
     assert (outcome.committed, outcome.failed) == (9, {})
     assert sorted(committed) == list(range(9))
@@ -95,16 +102,7 @@ class StartingPool(HangingPool):
 
 
 def test_nothing_spins_while_workers_start() -> None:
-    pool, committed = StartingPool(), list[int]()
-    outcome = Dispatcher(
-        pool,
-        [Task(0, (0, 10), {})],
-        retries=0,
-        on_commit=lambda commit: committed.append(commit.task),
-        on_tick=lambda *_: None,
-        on_warning=lambda _: None,
-        on_failure=lambda *_: None,
-        stop=lambda: None,
-    ).run()
+    pool = StartingPool()
+    outcome, committed = run(pool, 1)
     assert (outcome.committed, committed) == (1, [0])
     assert pool.asked < 10
