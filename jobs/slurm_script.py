@@ -50,6 +50,7 @@ def slurm_script(
         *_choice(commands, array=spec.each is not None),
         "",
         wrapper("lifetime.sh"),
+        wrapper("node.sh"),
         wrapper("ray_cluster.sh" if commands[0].on_ray else "command.sh"),
         *([wrapper("dask_nodes.sh")] if spec.dask_nodes else []),
         'life "$@"',

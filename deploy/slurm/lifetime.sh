@@ -1,15 +1,16 @@
 # The life of a job under Slurm: signals, exit codes, another try, requeueing.
 #
-# Needs: run_command "$@" (runs the command once, returns its exit code), start_cluster and
-# stop_cluster; DEPTHSCOPE_FOLDER, the job's own folder on the shared file system; DEPTHSCOPE_STORE,
-# whose commits tell whether a run got anywhere (may be empty).
+# Needs: run_command "$@" (runs the command once, returns its exit code), start_cluster, stop_cluster
+# and cluster_lives; DEPTHSCOPE_FOLDER, the job's own folder on the shared file system;
+# DEPTHSCOPE_STORE, whose commits tell whether a run got anywhere (may be empty).
 #
 # Exit code 75 means stopped and resumable. A command that was killed is resumable too, since what
 # is committed is complete. USR1 comes from Slurm before the time limit (--signal=B:USR1@SECONDS) or,
 # with PreemptParameters=send_user_signal, before preemption: the command stops at its next commit,
 # and the job goes back to the queue. A node that fails makes Slurm itself requeue the job. TERM
-# comes from scancel and from preemption; Slurm itself decides then whether the job returns. Tries
-# that commit nothing are counted, so nothing runs forever.
+# comes from scancel and from preemption, when Slurm itself decides whether the job returns; and as a
+# warning at the beginning of a preemption's grace time, when the job still counts as running and is
+# ours to requeue. Tries that commit nothing are counted, so nothing runs forever.
 
 FRUITLESS_AT_MOST=3
 
@@ -21,11 +22,16 @@ say() { printf 'depthscope: %s\n' "$*" >&2; }
 # What must not outlive the job; a cluster's own wrapper says what that is.
 forget_secrets() { :; }
 
+# Whether Slurm means the job to run; it sets another state before it ends a job's processes.
+job_runs() { [[ $(timeout 10 squeue -h -j "$SLURM_JOB_ID" -o %T 2>/dev/null) == RUNNING* ]]; }
+
 on_signal() {
   stopping=$1
+  # Under a grace time there is time to stop, and Slurm would not bring the job back.
+  if [[ $1 == TERM ]] && job_runs; then stopping=USR1; fi
   say "$1 from Slurm: stopping at the next commit"
-  # After TERM there may be no time for more: Slurm is ending every process of the job.
-  if [[ $1 == TERM ]]; then forget_secrets; fi
+  # There may be no time for more: Slurm is ending every process of the job.
+  if [[ $stopping == TERM ]]; then forget_secrets; fi
   if [[ -n $command_pid ]]; then kill -TERM "$command_pid" 2>/dev/null || true; fi
 }
 
@@ -64,6 +70,7 @@ run_to_the_end() {
     fruitless=$((fruitless + 1))
     if (($(committed) > before)); then fruitless=0; fi
     if ((fruitless >= FRUITLESS_AT_MOST)); then return "$code"; fi
+    if ! cluster_lives; then return 75; fi
     say "the command ended with code $code and can resume: it starts again"
   done
 }
@@ -98,8 +105,13 @@ life() {
   if resumable "$code" && [[ $stopping != TERM ]]; then
     if may_requeue "$before"; then
       say "not complete yet (code $code): back to the queue"
-      # Ends this script; where requeueing is not allowed, the code says what to do.
-      if scontrol requeue "$SLURM_JOB_ID"; then sleep 60; fi
+      # What is granted ends this script, and there is no more to say.
+      trap 'exit 75' TERM
+      if scontrol requeue "$SLURM_JOB_ID"; then
+        sleep 60 &
+        wait "$!"
+        exit 75
+      fi
       say "Slurm did not requeue the job: submit the same command again to resume"
     else
       say "$FRUITLESS_AT_MOST starts committed nothing: give the job more time, or make its tasks smaller"

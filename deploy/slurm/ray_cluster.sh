@@ -4,31 +4,8 @@
 # lies in a file of mode 0600 in DEPTHSCOPE_FOLDER. The dashboard, which takes the Ray jobs, listens
 # on the head's address alone. Everything ends through the one step that runs it.
 #
-# Settings: DEPTHSCOPE_OBJECT_STORE (bytes a node), DEPTHSCOPE_TMP (node-local folder, short),
-# DEPTHSCOPE_INTERFACE (such as ib0), DEPTHSCOPE_CONTAINER (an Apptainer image; off by default) and
-# DEPTHSCOPE_CONTAINER_OPTIONS (further words for it), DEPTHSCOPE_STOP_SECONDS (time to stop in).
-
-# Runs its words in the container, where there is one.
-inside() {
-  if [[ -n ${DEPTHSCOPE_CONTAINER:-} ]]; then
-    # shellcheck disable=SC2086  # options are words
-    exec apptainer exec ${DEPTHSCOPE_CONTAINER_OPTIONS:---nv} "$DEPTHSCOPE_CONTAINER" "$@"
-  fi
-  exec "$@"
-}
-
-# The address of this node that other nodes reach.
-own_address() {
-  local found=""
-  if [[ -n ${DEPTHSCOPE_INTERFACE:-} ]]; then
-    found=$(ip -4 -o addr show dev "$DEPTHSCOPE_INTERFACE" | awk '{sub("/.*", "", $4); print $4; exit}')
-  fi
-  if [[ -z $found ]]; then
-    found=$(getent ahostsv4 "$(hostname)" | awk '$1 !~ /^127\./ {print $1; exit}')
-  fi
-  if [[ -z $found ]]; then found=$(hostname -I | awk '{print $1}'); fi
-  echo "$found"
-}
+# Settings: DEPTHSCOPE_OBJECT_STORE (bytes a node), DEPTHSCOPE_STOP_SECONDS (time to stop in), and
+# those of node.sh.
 
 # As many free ports as are asked for, below the range that systems hand out by themselves.
 free_ports() {
@@ -42,58 +19,80 @@ free_ports() {
 
 # One node's part; runs on every node until it is told to stop. Node 0 is the head.
 ray_node() {
-  local temporary=${DEPTHSCOPE_TMP:-${SLURM_TMPDIR:-/tmp}}/ds-$SLURM_JOB_ID-$SLURM_NODEID ray=""
-  local address
+  local temporary address ray="" ending=""
   address=$(own_address)
-  # What an earlier start of this job left on the node is of no use.
-  rm -rf "$temporary"
-  mkdir -m 700 "$temporary" || exit 1
-  trap 'kill -TERM $ray 2>/dev/null' USR2
-  # Slurm is ending every process of the job, and Ray would drain for as long as Slurm waits: without
-  # its first process the others end at once, and the folder can go in time.
-  trap 'kill -KILL $ray 2>/dev/null' TERM
+  temporary=$(node_folder) || exit 1
+  # What Ray's processes leave beside Ray's own folder goes with it.
+  export TMPDIR=$temporary
+  trap 'ending=1; if [[ -n $ray ]]; then kill -TERM "$ray" 2>/dev/null; fi' USR2
+  trap 'on_term' TERM
+  # Ray opens the folder that it is given to everybody, so it gets one inside ours.
   local words=(ray start --block --disable-usage-stats "--node-ip-address=$address"
-    "--temp-dir=$temporary" "--object-store-memory=${DEPTHSCOPE_OBJECT_STORE:-2000000000}"
+    "--temp-dir=$temporary/r" "--object-store-memory=${DEPTHSCOPE_OBJECT_STORE:-2000000000}"
     "--num-cpus=${SLURM_CPUS_ON_NODE:-1}" "--num-gpus=${SLURM_GPUS_ON_NODE:-0}"
     --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
   if ((SLURM_NODEID == 0)); then
     words+=(--head "--port=$head_port" --include-dashboard=true "--dashboard-host=$address"
       "--dashboard-port=$dashboard_port" "--ray-client-server-port=$client_port")
   else
-    until (exec 3<>"/dev/tcp/$head_address/$head_port") 2>/dev/null; do sleep 0.5; done
+    until [[ -n $ending ]] || (exec 3<>"/dev/tcp/$head_address/$head_port") 2>/dev/null; do
+      sleep 0.5
+    done
     words+=("--address=$head_address:$head_port")
   fi
-  (inside "${words[@]}") >"$temporary/ray-start.log" 2>&1 &
-  ray=$!
-  while kill -0 "$ray" 2>/dev/null; do wait "$ray"; done
+  if [[ -z $ending ]]; then
+    (inside "${words[@]}") >"$temporary/ray-start.log" 2>&1 &
+    ray=$!
+    while kill -0 "$ray" 2>/dev/null; do wait "$ray"; done
+  fi
   # Ray's own processes are children of this step, which ends with them.
-  if [[ ! -f $DEPTHSCOPE_FOLDER/stopping ]]; then
+  if [[ -z $ending ]]; then
     say "Ray ended on $(hostname):"
     tail -n 20 "$temporary/ray-start.log" >&2
+    if ((SLURM_NODEID == 0)); then touch "$head_ended"; fi
   fi
   # The last of Ray's processes may still be writing there.
   rm -rf "$temporary" 2>/dev/null || { sleep 2 && rm -rf "$temporary"; }
 }
 
+# A node's part of the job is asked to end.
+on_term() {
+  if job_runs; then
+    # The grace time before a preemption, of which Slurm may tell the steps alone.
+    if ((SLURM_NODEID == 0)); then kill -USR1 "$script_pid"; fi
+    return
+  fi
+  ending=1
+  # Slurm is ending every process of the job, and Ray would drain for as long as Slurm waits: without
+  # its first process the others end at once, and the folder can go in time.
+  if [[ -n $ray ]]; then kill -KILL "$ray" 2>/dev/null; fi
+}
+
 start_cluster() {
-  rm -f "$DEPTHSCOPE_FOLDER/stopping"
+  # An address of the user's own would lead the job's commands to another cluster.
+  unset RAY_ADDRESS RAY_API_SERVER_ADDRESS
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DEPTHSCOPE_FOLDER/token-$SLURM_JOB_ID
-  export RAY_USAGE_STATS_ENABLED=0
+  export RAY_USAGE_STATS_ENABLED=0 script_pid=$$ head_ended=$DEPTHSCOPE_FOLDER/head-ended-$SLURM_JOB_ID
+  rm -f "$head_ended"
   (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
+  if [[ ! -s $RAY_AUTH_TOKEN_PATH ]]; then
+    say "$RAY_AUTH_TOKEN_PATH cannot be written: is a quota full?"
+    return 1
+  fi
   head_address=$(own_address)
   local ports
   read -r -a ports <<<"$(free_ports 3 "${SLURM_RESTART_COUNT:-0}")"
   head_port=${ports[0]} dashboard_port=${ports[1]} client_port=${ports[2]}
   export head_address head_port dashboard_port client_port
   local node_script
-  node_script="$(declare -f say inside own_address ray_node); ray_node"
+  node_script="$(declare -f say job_runs inside own_address node_folder on_term ray_node); ray_node"
   srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     --overlap --mem=0 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" --no-kill --kill-on-bad-exit=0 \
     --wait=0 --export=ALL bash -c "$node_script" &
   cluster_pid=$!
   local waited=0
   until (exec 3<>"/dev/tcp/$head_address/$dashboard_port") 2>/dev/null; do
-    if ! kill -0 "$cluster_pid" 2>/dev/null; then
+    if ! cluster_lives; then
       say "Ray did not start on $(hostname)"
       return 1
     fi
@@ -107,6 +106,9 @@ start_cluster() {
   say "Ray runs on $SLURM_JOB_NUM_NODES nodes, head $head_address:$head_port"
 }
 
+# Without its head no command can run on this allocation any more.
+cluster_lives() { kill -0 "$cluster_pid" 2>/dev/null && [[ ! -e $head_ended ]]; }
+
 run_command() {
   inside python -m depthscope.jobs submit --ray "http://$head_address:$dashboard_port" \
     --follow --no-ship --no-record --await-nodes "$SLURM_JOB_NUM_NODES" -- "$@"
@@ -115,12 +117,11 @@ run_command() {
 forget_secrets() { rm -f "${RAY_AUTH_TOKEN_PATH:-}"; }
 
 stop_cluster() {
-  touch "$DEPTHSCOPE_FOLDER/stopping"
   if [[ -n ${cluster_pid:-} ]]; then
     # srun hands this signal to every node; TERM would make it kill them at once.
     kill -USR2 "$cluster_pid" 2>/dev/null || true
     while kill -0 "$cluster_pid" 2>/dev/null; do wait "$cluster_pid" || true; done
   fi
+  rm -f "${head_ended:-}"
   forget_secrets
-  rm -f "$DEPTHSCOPE_FOLDER/stopping"
 }

@@ -145,7 +145,7 @@ def test_a_request_that_no_node_satisfies(cluster: Cluster, words: list[str]) ->
     assert not store.exists()
 
 
-def test_a_wrong_token_and_a_wrong_version(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_wrong_token(cluster: Cluster, tmp_path: Path) -> None:
     wrong = tmp_path / "token"
     wrong.write_text("6" * 64)
     ask = ("submit", "status", "x", "--ray", cluster.url)

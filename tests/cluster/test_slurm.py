@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ..conftest import needs_demo_model, write_jsonl
@@ -44,7 +44,8 @@ def nothing_left(slurm: Slurm, number: str) -> None:
 
     wait_until(f"the end of every process of job {number}", none, 60)
     for machine in slurm.network.machines.values():
-        assert list((machine.folder / "tmp").glob("ds-*")) == []
+        for pattern in ("ds-*", "pymp-*", "torchinductor*", "ray*"):
+            assert list((machine.folder / "tmp").glob(pattern)) == []
     assert list((slurm.shared / "state").rglob(f"token-{number}")) == []
 
 
@@ -66,6 +67,9 @@ def _locked(slurm: Slurm, number: str) -> None:
     """While the job runs: who has no token, or calls from a wrong address, gets nothing."""
     (token,) = (slurm.shared / "state").rglob(f"token-{number}")
     assert token.stat().st_mode & 0o777 == 0o600
+    for node, machine in enumerate(slurm.network.machines.values()):
+        # Ray's sockets, which take orders from whoever reaches them.
+        assert (machine.folder / "tmp" / f"ds-{number}-{node}").stat().st_mode & 0o777 == 0o700
     head = slurm.network.machines["n1"]
     (gcs,) = head.processes("gcs_server --")
     (dashboard,) = head.processes("ray/dashboard/dashboard.py")
@@ -107,23 +111,51 @@ def test_the_driver_is_killed(study: Study) -> None:
     study.is_whole(store)
 
 
-@pytest.mark.parametrize("victim", ["n2", "n1"])
-def test_a_node_is_killed(study: Study, victim: str) -> None:
-    slurm, store = study.slurm, study.slurm.shared / f"without-{victim}"
+def test_ray_dies_in_a_living_job(study: Study) -> None:
+    slurm, store = study.slurm, study.slurm.shared / "without-ray"
     number = study.submit(store)
+    begun(study, store, number)
+    (gcs,) = slurm.network.machines["n1"].processes("gcs_server --")
+    gcs.kill()
+    assert slurm.ended(number, 300) == "COMPLETED", slurm.log(number)
+    assert slurm.job(number)["Restarts"] == "1"
+    study.is_whole(store)
+
+
+def test_ray_cannot_start(study: Study) -> None:
+    slurm, store = study.slurm, study.slurm.shared / "no-ray"
+    # Less than Ray takes.
+    number = study.submit(store, "--object-store", "1KB")
+    assert slurm.ended(number) == "FAILED"
+    assert slurm.log(number).splitlines()[-1].endswith("Ray did not start on n1")
+    assert not store.exists()
+    nothing_left(slurm, number)
+
+
+@pytest.mark.parametrize(
+    ("victim", "words"),
+    [("n2", ()), ("n1", ()), ("n2", ("--schedule", "staged", "--stages", "2"))],
+    ids=["n2", "n1", "n2 of a staged model"],
+)
+def test_a_node_is_killed(study: Study, victim: str, words: tuple[str, ...]) -> None:
+    slurm, store = study.slurm, study.slurm.shared / f"without-{victim}-{len(words)}"
+    number = study.submit(store, *words)
     begun(study, store, number)
     slurm.network.machines[victim].kill()
     ended = ("PENDING", "COMPLETED")
     wait_until("Slurm's notice", lambda: slurm.state(number) in ended, 120)
     slurm.start_node(victim)
     assert slurm.ended(number, 300) == "COMPLETED", slurm.log(number)
+    # The batch script's own node takes the job with it.
+    assert slurm.job(number)["Restarts"] == "1" or victim != "n1"
     study.is_whole(store)
     slurm.idle()
 
 
-def test_preempted_by_an_urgent_job(study: Study) -> None:
-    slurm, store = study.slurm, study.slurm.shared / "preempted"
-    number = study.submit(store)
+@pytest.mark.parametrize("partition", ["batch", "patient"])
+def test_preempted_by_an_urgent_job(study: Study, partition: str) -> None:
+    slurm, store = study.slurm, study.slurm.shared / f"preempted-{partition}"
+    number = study.submit(store, "--partition", partition)
     begun(study, store, number)
     before = commits(store)
     wanted = ("--partition=urgent", "--nodes=2", "--exclusive", "--mem=0", "--output=/dev/null")
@@ -131,7 +163,10 @@ def test_preempted_by_an_urgent_job(study: Study) -> None:
     assert slurm.ended(urgent) == "COMPLETED"
     assert slurm.ended(number, 300) == "COMPLETED", slurm.log(number)
     assert slurm.job(number)["Restarts"] == "1"
-    assert before < len(study.undisturbed)
+    assert before < commits(store)
+    if partition == "patient":
+        # A grace time is used to stop at a commit, and Slurm is asked to bring the job back.
+        assert "back to the queue" in slurm.log(number)
     study.is_whole(store)
 
 
@@ -212,6 +247,15 @@ def test_an_array_and_what_follows_it(study: Study) -> None:
     assert (stores[0] / "analysis" / "contributions.zarr").is_dir()
 
 
+def test_what_follows_a_failure_never_starts(study: Study) -> None:
+    slurm, store = study.slurm, study.slurm.shared / "unmade"
+    words = [*study.command(store), "--engine", "process", "--model", str(slurm.shared / "none")]
+    number = slurm.submit(*words, *SMALL, "--memory-per-node", "2GB")
+    after = slurm.submit("analyze", str(store), "contributions", "--after", number, *SMALL)
+    assert slurm.ended(number) == "FAILED"
+    assert slurm.ended(after) == "CANCELLED"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -231,9 +275,15 @@ def test_refused_by_slurm(study: Study, words: list[str], said: str) -> None:
     assert slurm.run("squeue", "-h").stdout == ""
 
 
-def test_signals_reach_nobody_else(slurm: Slurm) -> None:
-    """The last words of the suite: nothing of it runs or listens outside its namespaces."""
+def test_nothing_runs_outside_its_machines(slurm: Slurm) -> None:
+    """The last words of the suite: nothing is left, and nothing ran out here."""
     slurm.idle()
     assert not [m for m in slurm.network.machines.values() if m.processes("ray")]
-    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
-    assert os.environ.get("RAY_AUTH_MODE") is None
+    ours = Path("/proc/self/ns/net").stat().st_ino
+    outside = []
+    for process in psutil.process_iter(["name"]):
+        with contextlib.suppress(OSError, psutil.Error):
+            if Path(f"/proc/{process.pid}/ns/net").stat().st_ino == ours:
+                belongs = process.environ().get("SLURM_CONF") == str(slurm.folder / "slurm.conf")
+                outside += [process.info["name"]] if belongs else []
+    assert outside == []

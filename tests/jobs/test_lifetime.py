@@ -19,8 +19,8 @@ def job(tmp_path: Path) -> Path:
     (tmp_path / "store" / "commits").mkdir(parents=True)
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
-    # As Slurm does: whoever is requeued is killed.
-    scontrol.write_text(f'#!/bin/bash\necho "$*" >>{tmp_path}/asked\nkill -KILL $PPID\n')
+    # As Slurm does: whoever is requeued is asked to end.
+    scontrol.write_text(f'#!/bin/bash\necho "$*" >>{tmp_path}/asked\nkill -TERM $PPID\n')
     scontrol.chmod(0o755)
     return tmp_path
 
@@ -30,6 +30,7 @@ def start(job: Path, command: str) -> subprocess.Popen[str]:
     text = "\n".join(
         [
             (SLURM / "lifetime.sh").read_text(),
+            "cluster_lives() { [[ ! -e $DEPTHSCOPE_FOLDER/dead ]]; }",
             "start_cluster() { echo start >>$DEPTHSCOPE_FOLDER/seen; }",
             "stop_cluster() { echo stop >>$DEPTHSCOPE_FOLDER/seen; }",
             "commit() { mkdir -p $DEPTHSCOPE_STORE/commits/$1; "
@@ -84,12 +85,44 @@ def test_a_killed_command_starts_again_while_it_gets_somewhere(job: Path) -> Non
 
 def test_what_gets_nowhere_ends(job: Path) -> None:
     codes = [ended(job, "kill -KILL $BASHPID")[0] for _ in range(3)]
-    assert codes == [-9, -9, 137]
+    assert codes == [75, 75, 137]
     assert asked(job) == ["requeue 17"] * 2
 
 
-@pytest.mark.parametrize(("number", "requeues"), [(signal.SIGUSR1, 1), (signal.SIGTERM, 0)])
-def test_signals(job: Path, number: int, requeues: int) -> None:
+def test_a_job_that_returns_says_nothing_else(job: Path) -> None:
+    code, said = ended(job, "commit 1; exit 75")
+    assert (code, asked(job)) == (75, ["requeue 17"])
+    assert said.splitlines()[-1].endswith("back to the queue")
+    assert not (job / "ended").exists()
+
+
+def test_a_job_that_may_not_return_says_what_to_do(job: Path) -> None:
+    (job / "bin" / "scontrol").write_text("#!/bin/bash\nexit 1\n")
+    code, said = ended(job, "commit 1; exit 75")
+    assert code == 75
+    assert "submit the same command again" in said.splitlines()[-1]
+    assert (job / "ended").read_text() == "75\n"
+
+
+def test_without_its_cluster_a_job_returns_to_the_queue(job: Path) -> None:
+    code, said = ended(job, "commit 1; touch $DEPTHSCOPE_FOLDER/dead; exit 75")
+    assert (code, asked(job)) == (75, ["requeue 17"])
+    assert "starts again" not in said
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "requeues"),
+    [
+        (signal.SIGUSR1, "RUNNING", 1),
+        (signal.SIGTERM, "COMPLETING", 0),
+        # The grace time before a preemption.
+        (signal.SIGTERM, "RUNNING", 1),
+    ],
+)
+def test_signals(job: Path, number: int, state: str, requeues: int) -> None:
+    squeue = job / "bin" / "squeue"
+    squeue.write_text(f"#!/bin/bash\necho {state}\n")
+    squeue.chmod(0o755)
     command = """
     trap 'commit 1; exit 75' TERM
     touch $DEPTHSCOPE_FOLDER/running
@@ -99,7 +132,7 @@ def test_signals(job: Path, number: int, requeues: int) -> None:
         time.sleep(0.01)
     os.kill(process.pid, number)
     process.communicate(timeout=60)
-    assert process.returncode == (-9 if requeues else 75)
+    assert process.returncode == 75
     assert asked(job) == ["requeue 17"] * requeues
     assert (job / "store" / "commits" / "1").is_dir()
     assert (job / "seen").read_text() == "start\nstop\n"
@@ -120,7 +153,8 @@ def test_a_container_where_one_is_named(job: Path) -> None:
     apptainer = job / "bin" / "apptainer"
     apptainer.write_text('#!/bin/bash\nprintf "%s|" "$@" >"$DEPTHSCOPE_FOLDER/words"\n')
     apptainer.chmod(0o755)
-    text = (SLURM / "command.sh").read_text() + 'run_command analyze "my store"\n'
+    text = "".join((SLURM / name).read_text() for name in ("node.sh", "command.sh"))
+    text += 'run_command analyze "my store"\n'
     environment = {"PATH": f"{job / 'bin'}:{os.environ['PATH']}", "DEPTHSCOPE_FOLDER": str(job)}
     environment |= {"DEPTHSCOPE_CONTAINER": "/images/a b.sif"}
     environment |= {"DEPTHSCOPE_CONTAINER_OPTIONS": "--nv --bind /scratch"}

@@ -1,0 +1,39 @@
+# What the other wrappers need of a node: the container, its address, a folder for temporary files.
+#
+# Settings: DEPTHSCOPE_CONTAINER (an Apptainer image; off by default), DEPTHSCOPE_CONTAINER_OPTIONS
+# (further words for it), DEPTHSCOPE_INTERFACE (such as ib0), DEPTHSCOPE_TMP (node-local folder, short).
+
+# Runs its words in the container, where there is one.
+inside() {
+  if [[ -n ${DEPTHSCOPE_CONTAINER:-} ]]; then
+    # shellcheck disable=SC2086  # options are words
+    exec apptainer exec ${DEPTHSCOPE_CONTAINER_OPTIONS:---nv} "$DEPTHSCOPE_CONTAINER" "$@"
+  fi
+  exec "$@"
+}
+
+# The address of this node that other nodes reach.
+own_address() {
+  local found=""
+  if [[ -n ${DEPTHSCOPE_INTERFACE:-} ]]; then
+    found=$(ip -4 -o addr show dev "$DEPTHSCOPE_INTERFACE" | awk '{sub("/.*", "", $4); print $4; exit}')
+  fi
+  if [[ -z $found ]]; then
+    found=$(getent ahostsv4 "$(hostname)" | awk '$1 !~ /^127\./ {print $1; exit}')
+  fi
+  if [[ -z $found ]]; then found=$(hostname -I | awk '{print $1}'); fi
+  echo "$found"
+}
+
+# Makes this job's folder on this node, for its owner alone, in place of an earlier start's; its name.
+node_folder() {
+  local base=${DEPTHSCOPE_TMP:-${SLURM_TMPDIR:-/tmp}} name
+  name=ds-$SLURM_JOB_ID-${SLURM_NODEID:-0}
+  # Ray's sockets lie 66 bytes further down, and the path of a socket has 107 at most.
+  if ((${#base} + ${#name} > 40)); then
+    say "$base is too long for the paths of Ray's sockets: /tmp is used"
+    base=/tmp
+  fi
+  rm -rf "${base:?}/$name"
+  mkdir -m 700 "$base/$name" && echo "$base/$name"
+}
