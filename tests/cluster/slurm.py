@@ -111,7 +111,9 @@ class Slurm:
     @property
     def environment(self) -> dict[str, str]:
         """What a user of the cluster has in the environment."""
-        drop = {name for name in os.environ if name.startswith(("SLURM_", "RAY_"))}
+        # Torch, once it is imported, leaves a variable of its own.
+        left = ("SLURM_", "RAY_", "TORCHINDUCTOR_")
+        drop = {name for name in os.environ if name.startswith(left)}
         ours = {k: v for k, v in os.environ.items() if k not in drop}
         return {
             **ours,
