@@ -43,28 +43,24 @@ def make_pool(settings: WorkerSettings, spec: ExtractSpec | InterveneSpec) -> Po
     if spec.engine == "process":
         from .process_pool import ProcessPool
 
-        return ProcessPool(_on_devices(settings, _device_count() // settings.stages))
+        return ProcessPool(on_devices(settings, _device_count() // settings.stages))
     if settings.schedule == "staged":
         from .ray_gang_pool import RayGangPool
 
         return RayGangPool(settings, spec)
     from .ray_pool import RayPool
 
-    gpus = _gpus(spec)
-    return RayPool(_on_devices(settings, int(gpus)), spec.workers or 1, spec.address, gpus)
+    return RayPool(settings, spec.workers or 1, spec.address, spec.gpus_per_worker)
 
 
-def _on_devices(settings: WorkerSettings, count: int) -> WorkerSettings:
-    """Interventions use the first device of a worker's, unless they go through stages."""
+def on_devices(settings: WorkerSettings, count: int) -> WorkerSettings:
+    """Settings of a worker with so many GPUs.
+
+    Interventions use the first of them alone, unless they go through stages.
+    """
     if settings.effects is not None and settings.schedule != "staged":
         return settings
     return replace(settings, devices=max(1, count))
-
-
-def _gpus(spec: ExtractSpec | InterveneSpec) -> float:
-    if spec.gpus_per_worker is not None:
-        return spec.gpus_per_worker
-    return _device_count() / (spec.workers or 1)
 
 
 def _device_count() -> int:

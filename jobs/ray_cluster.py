@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from math import ceil
 
 import ray
 from depthscope.storage.errors import RequestError
@@ -91,6 +92,16 @@ def nodes_with(cpus: float, gpus: float) -> int:
     return sum(
         node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in node_resources()
     )
+
+
+def share_of_gpus(workers: int) -> float:
+    """GPUs of each of so many workers, spread over the nodes that have any; 0 where none has."""
+    counts = [node["GPU"] for node in node_resources() if node.get("GPU")]
+    if not counts:
+        return 0.0
+    share = min(counts) / ceil(workers / len(counts))
+    # Whole ones, but where several workers have to share one.
+    return float(int(share)) if share >= 1 else share
 
 
 def await_node(cpus: float, gpus: float, seconds: float) -> None:

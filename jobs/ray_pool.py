@@ -19,7 +19,16 @@ from depthscope.storage.tasks import Task
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from .dispatch import Attempt, WorkerLost, in_flight
-from .ray_cluster import RESTARTS, actor_environment, await_node, connect, patience, reason
+from .engines import on_devices
+from .ray_cluster import (
+    RESTARTS,
+    actor_environment,
+    await_node,
+    connect,
+    patience,
+    reason,
+    share_of_gpus,
+)
 from .ray_progress import ActorProgress, Answer, WorkerMetrics
 
 
@@ -80,7 +89,7 @@ class RayPool:
     address
         An existing cluster; None starts a local one.
     gpus
-        GPUs of each worker.
+        GPUs of each worker; None for its share of what the cluster's nodes have.
 
     Raises
     ------
@@ -89,11 +98,13 @@ class RayPool:
     """
 
     def __init__(
-        self, settings: WorkerSettings, workers: int, address: str | None, gpus: float
+        self, settings: WorkerSettings, workers: int, address: str | None, gpus: float | None
     ) -> None:
-        self.in_flight = in_flight(settings)
         self._own = connect(address, cpus=workers * settings.threads)
         self._actors: list[Any] = []
+        gpus = share_of_gpus(workers) if gpus is None else gpus
+        settings = on_devices(settings, int(gpus))
+        self.in_flight = in_flight(settings)
         try:
             await_node(settings.threads, gpus, patience(address))
         except RequestError:
