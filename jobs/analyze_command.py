@@ -16,7 +16,6 @@ from depthscope.storage.errors import RequestError
 from .analyze_spec import AnalyzeSpec
 from .options import options_of, resolve
 from .progress import Silent
-from .slurm import dask_scheduler
 from .step_progress import Steps
 
 
@@ -140,7 +139,7 @@ def _shared_client(spec: AnalyzeSpec) -> Iterator[None]:
     """One Dask client for all analyses of all stores."""
     from depthscope.analysis.client import compute_on
 
-    with compute_on(dask_scheduler(spec.scheduler, spec.slurm_workers)):
+    with compute_on(spec.where()):
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from depthscope.storage.errors import RequestError
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -123,3 +124,21 @@ class AnalyzeSpec(BaseModel):
 
     slurm_workers: int | None = None
     """Compute on so many Dask workers under Slurm."""
+
+    def where(self) -> str | None:
+        """Where Dask computes, in one word, as ``depthscope.analysis.client.compute_on`` takes it.
+
+        Raises
+        ------
+        RequestError
+            A scheduler and workers under Slurm are asked for, or no worker at all.
+        """
+        if self.slurm_workers is None:
+            return self.scheduler
+        if self.scheduler is not None:
+            raise RequestError(
+                "--slurm-workers starts a scheduler of its own: leave --scheduler out"
+            )
+        if self.slurm_workers < 1:
+            raise RequestError(f"--slurm-workers {self.slurm_workers}: needs at least one")
+        return f"slurm:{self.slurm_workers}"
