@@ -66,11 +66,13 @@ run_to_the_end() {
     before=$(committed)
     code=0
     run_and_listen run_command "$@" || code=$?
-    if [[ -n $stopping ]] || ! resumable "$code"; then return "$code"; fi
+    if [[ -n $stopping ]] || ((code == 0)); then return "$code"; fi
+    # Whatever a command says that has lost its cluster, it can resume on another.
+    if ! cluster_lives; then return 75; fi
+    if ! resumable "$code"; then return "$code"; fi
     fruitless=$((fruitless + 1))
     if (($(committed) > before)); then fruitless=0; fi
     if ((fruitless >= FRUITLESS_AT_MOST)); then return "$code"; fi
-    if ! cluster_lives; then return 75; fi
     say "the command ended with code $code and can resume: it starts again"
   done
 }

@@ -7,11 +7,14 @@
 # Settings: DEPTHSCOPE_OBJECT_STORE (bytes a node), DEPTHSCOPE_STOP_SECONDS (time to stop in), and
 # those of node.sh.
 
+# Whether anything listens on a port of the head.
+listens() { (exec 3<>"/dev/tcp/$head_address/$1") 2>/dev/null; }
+
 # As many free ports as are asked for, below the range that systems hand out by themselves.
 free_ports() {
   local wanted=$1 port=$((10240 + (SLURM_JOB_ID * 64 + ${2:-0} * 8) % 22000)) found=()
   while ((${#found[@]} < wanted)); do
-    if ! (exec 3<>"/dev/tcp/$head_address/$port") 2>/dev/null; then found+=("$port"); fi
+    if ! listens "$port"; then found+=("$port"); fi
     port=$((port + 1))
   done
   echo "${found[@]}"
@@ -33,11 +36,10 @@ ray_node() {
     --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
   if ((SLURM_NODEID == 0)); then
     words+=(--head "--port=$head_port" --include-dashboard=true "--dashboard-host=$address"
-      "--dashboard-port=$dashboard_port" "--ray-client-server-port=$client_port")
+      "--dashboard-port=$dashboard_port" "--ray-client-server-port=$client_port"
+      "--node-manager-port=$raylet_port")
   else
-    until [[ -n $ending ]] || (exec 3<>"/dev/tcp/$head_address/$head_port") 2>/dev/null; do
-      sleep 0.5
-    done
+    until [[ -n $ending ]] || listens "$head_port"; do sleep 0.5; done
     words+=("--address=$head_address:$head_port")
   fi
   if [[ -z $ending ]]; then
@@ -81,24 +83,25 @@ start_cluster() {
   fi
   head_address=$(own_address)
   local ports
-  read -r -a ports <<<"$(free_ports 3 "${SLURM_RESTART_COUNT:-0}")"
-  head_port=${ports[0]} dashboard_port=${ports[1]} client_port=${ports[2]}
-  export head_address head_port dashboard_port client_port
+  read -r -a ports <<<"$(free_ports 4 "${SLURM_RESTART_COUNT:-0}")"
+  head_port=${ports[0]} dashboard_port=${ports[1]} client_port=${ports[2]} raylet_port=${ports[3]}
+  export head_address head_port dashboard_port client_port raylet_port
   local node_script
-  node_script="$(declare -f say job_runs inside own_address node_folder on_term ray_node); ray_node"
+  node_script="$(declare -f say job_runs listens inside own_address node_folder on_term ray_node); ray_node"
   srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     --overlap --mem=0 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" --no-kill --kill-on-bad-exit=0 \
     --wait=0 --export=ALL bash -c "$node_script" &
   cluster_pid=$!
   local waited=0
-  until (exec 3<>"/dev/tcp/$head_address/$dashboard_port") 2>/dev/null; do
+  # The raylet comes last.
+  until listens "$dashboard_port" && listens "$raylet_port"; do
     if ! cluster_lives; then
       say "Ray did not start on $(hostname)"
       return 1
     fi
     if [[ -n $stopping ]]; then return 75; fi
     if ((waited++ > 600)); then
-      say "Ray's dashboard did not answer within ten minutes"
+      say "Ray did not answer within ten minutes"
       return 1
     fi
     sleep 1

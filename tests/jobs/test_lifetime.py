@@ -104,8 +104,9 @@ def test_a_job_that_may_not_return_says_what_to_do(job: Path) -> None:
     assert (job / "ended").read_text() == "75\n"
 
 
-def test_without_its_cluster_a_job_returns_to_the_queue(job: Path) -> None:
-    code, said = ended(job, "commit 1; touch $DEPTHSCOPE_FOLDER/dead; exit 75")
+@pytest.mark.parametrize("ends", [75, 2])
+def test_without_its_cluster_a_job_returns_to_the_queue(job: Path, ends: int) -> None:
+    code, said = ended(job, f"commit 1; touch $DEPTHSCOPE_FOLDER/dead; exit {ends}")
     assert (code, asked(job)) == (75, ["requeue 17"])
     assert "starts again" not in said
 
