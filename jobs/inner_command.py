@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,16 @@ class InnerCommand:
     on_ray
         Whether it runs its work on a Ray cluster.
     store
-        The store whose commits show its progress; None where it has none.
+        The store whose commits show its progress, an absolute path; None where it has none, or
+        where its folder is the cluster's own.
+    sweep
+        The intervention sweep that it runs on the store; empty where it runs none.
     """
 
     arguments: tuple[str, ...]
     on_ray: bool
     store: Path | None
+    sweep: str = ""
 
     @property
     def name(self) -> str:
@@ -45,7 +50,7 @@ class InnerCommand:
 
 
 def inner_command(
-    cli: click.Group, arguments: tuple[str, ...], spec: SubmitSpec, more: str = ""
+    cli: click.Group, arguments: tuple[str, ...], spec: SubmitSpec, more: Sequence[str] = ()
 ) -> InnerCommand:
     """Parse a command as it would be parsed where it runs.
 
@@ -56,7 +61,7 @@ def inner_command(
     arguments
         Name and words of the command.
     more
-        Further words, one line of a job array.
+        Further words, those of one line of a job array.
 
     Raises
     ------
@@ -65,7 +70,7 @@ def inner_command(
     """
     if not arguments:
         raise RequestError("submit needs a command, such as: submit --slurm extract --model …")
-    name, *words = (*arguments, *shlex.split(more))
+    name, *words = (*arguments, *more)
     command = cli.commands.get(name)
     if command is None or name in NOT_IN_A_JOB:
         raise RequestError(f"submit cannot run {name}: see depthscope --help for the commands")
@@ -81,7 +86,18 @@ def inner_command(
     store = values.get("out") if name == "extract" else values.get("store")
     if name == "report":
         store = None
-    return InnerCommand((name, *words), on_ray, Path(store) if store else None)
+    sweep = values["name"] if name == "intervene" else ""
+    return InnerCommand((name, *words), on_ray, _known_place(store, spec), sweep)
+
+
+def _known_place(store: str | Path | None, spec: SubmitSpec) -> Path | None:
+    """Where a store lies; None where that depends on the cluster's own folder."""
+    if not store:
+        return None
+    place = (spec.chdir or Path()) / store
+    if not spec.slurm and not place.is_absolute():
+        return None
+    return Path(os.path.abspath(place))
 
 
 def _values(command: click.Command, given: dict[str, Any]) -> dict[str, Any]:
@@ -95,21 +111,28 @@ def _values(command: click.Command, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _for_the_cluster(values: dict[str, Any], spec: SubmitSpec) -> list[str]:
-    """Options that the command gets unless it has them: one worker a node, all of the node."""
+    """Options that the command gets unless it has them: one worker a node, all of the node.
+
+    What a node has in GPUs is known where the command runs, so they are named only where they were
+    asked for.
+    """
     if values.get("address") == CLUSTER:
         # Submitted a second time, from inside a batch job.
         return []
     if values.get("address") is not None:
         raise RequestError("--address: a submitted command finds its cluster by itself")
     words = ["--address", CLUSTER]
-    if spec.ray is not None and spec.nodes == 1:
-        return words
-    if values.get("schedule") != "staged" and values.get("workers") is None:
+    staged = values.get("schedule") == "staged"
+    workers = values.get("workers")
+    if workers is None and not staged and (spec.ray is None or spec.nodes > 1):
         words += ["--workers", str(spec.nodes)]
+    # A staged model has a stage on each node, unless the command says otherwise.
+    stages = (values.get("stages") or spec.nodes) if staged else None
+    processes = (workers or 1) * stages if stages else workers or spec.nodes
     if values.get("threads") is None and spec.cpus_per_node is not None:
-        workers = values.get("workers") or spec.nodes
-        words += ["--threads", str(max(1, spec.cpus_per_node * spec.nodes // workers))]
-    if values.get("gpus_per_worker") is None and "gpus_per_worker" in values:
-        workers = values.get("workers") or spec.nodes
-        words += ["--gpus-per-worker", f"{spec.gpus * spec.nodes / workers:g}"]
+        words += ["--threads", str(max(1, spec.cpus_per_node * spec.nodes // processes))]
+    if values.get("gpus_per_worker") is None and spec.gpus_per_node is not None:
+        share = spec.gpus * spec.nodes / processes
+        # Ray gives whole ones, but where several processes have to share one.
+        words += ["--gpus-per-worker", f"{int(share) if share >= 1 else share:g}"]
     return words

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +37,10 @@ class JobRecord:
         Address of the Ray cluster, or namespace under Kubernetes.
     submitted
         Seconds since 1970.
+    sweeps
+        For each of the stores the intervention sweep that runs on it; empty where none does.
+    tasks
+        Tasks of a job array; 1 for other jobs.
     """
 
     id: str
@@ -44,6 +50,8 @@ class JobRecord:
     stores: tuple[str, ...]
     place: str
     submitted: float
+    sweeps: tuple[str, ...] = ()
+    tasks: int = 1
 
     @property
     def folder(self) -> Path:
@@ -89,12 +97,35 @@ def make_folder(job: str) -> Path:
     return folder
 
 
+@contextmanager
+def new_folder(job: str) -> Iterator[Path]:
+    """The folder of a job that the block submits; gone again where that fails.
+
+    Raises
+    ------
+    RequestError
+        It cannot be made.
+    """
+    folder = make_folder(job)
+    try:
+        yield folder
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            # Only if it was made for this job, and is empty now.
+            folder.parent.rmdir()
+        raise
+
+
 def records() -> Iterator[JobRecord]:
     """All jobs, the latest first."""
     found = []
     for path in jobs_folder().glob("*/record.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        tuples = {name: tuple(content[name]) for name in ("command", "stores")}
+        names = ("command", "stores", "sweeps")
+        tuples = {name: tuple(content.get(name, ())) for name in names}
+        # Before records had this field, an array was known by its stores alone.
+        content.setdefault("tasks", max(1, len(tuples["stores"])))
         found.append(JobRecord(**(content | tuples)))
     yield from sorted(found, key=lambda record: -record.submitted)
 

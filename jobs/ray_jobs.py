@@ -1,27 +1,23 @@
-"""Commands as Ray jobs on a running cluster, through the dashboard's Jobs API."""
+"""The jobs of a running Ray cluster, through its dashboard's Jobs API."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import sys
 import threading
 import time
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from depthscope.storage.errors import RequestError, Stopped, WorkFailed
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from .inner_command import InnerCommand
-from .job_records import JobRecord, make_folder, new_id
+from .ray_cluster import reason
 from .stopping import stop_on_signals
-from .submit import Submitted, record_of
-from .submit_spec import SubmitSpec
-from .wheel import pack_wheel
 
 #: Seconds between two looks at a job.
 TICK = 1.0
@@ -31,10 +27,16 @@ GONE = 30.0
 LOG_SECONDS = 30.0
 #: Seconds in which the nodes that were asked for must have joined.
 JOINING = 600.0
-#: Seconds that a job has to stop in, unless the cluster's environment says otherwise.
-STOP_SECONDS = 120
 #: States that a job does not leave.
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+#: Why a job that never ran cannot run on any other try, either, in Ray's words.
+HOPELESS = ("RUNTIME_ENV_SETUP_FAILURE", "JOB_ENTRYPOINT_COMMAND_START_ERROR")
+#: Variables of the environment by which Ray replaces the address that it is given.
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+
+
+class UnknownJob(RequestError):
+    """The cluster has no such job; it forgets all when it is started anew."""
 
 
 class RayJobs:
@@ -57,7 +59,8 @@ class RayJobs:
         if not url.startswith(("http://", "https://")):
             raise RequestError(f"--ray {url}: write the dashboard's address, http://HOST:8265")
         try:
-            self._client = JobSubmissionClient(url)
+            with _no_other_address():
+                self._client = JobSubmissionClient(url)
             answer = self._client._do_request("GET", "/api/version")
         except Exception as error:
             raise RequestError(f"--ray {url}: {_why(error)}") from None
@@ -84,39 +87,64 @@ class RayJobs:
             raise RequestError(f"--ray {self.url}: {_why(error)}") from None
 
     def state(self, job: str) -> str:
-        """State of a job in Ray's words; empty where the cluster does not know it."""
+        """State of a job in Ray's words; empty where the cluster does not know it.
+
+        Raises
+        ------
+        RequestError
+            The cluster does not answer.
+        """
         try:
-            return str(self._client.get_job_status(job).value)
-        except RuntimeError:
+            return str(self._job(job)["status"])
+        except UnknownJob:
             return ""
 
-    def exit_code(self, job: str) -> int:
-        """The exit code of an ended job; 75 where it was stopped, 1 where it never started."""
-        found = self._client.get_job_info(job)
-        state = str(found.status.value)
-        if state == "STOPPED":
-            return 75
-        if found.driver_exit_code is None:
-            if state == "SUCCEEDED":
-                return 0
-            raise WorkFailed(f"the job {job} did not start: {_last_line(found.message or state)}")
-        # A driver that was killed shows the signal's number with a minus.
-        code = int(found.driver_exit_code)
-        return code if code >= 0 else 128 - code
-
     def logs(self, job: str) -> str:
-        """What the job has printed so far."""
-        return str(self._client.get_job_logs(job))
+        """What the job has printed so far.
+
+        Raises
+        ------
+        RequestError
+            The cluster does not answer, or does not know the job.
+        """
+        return str(self._job(job, "/logs")["logs"])
 
     def stop(self, job: str) -> None:
-        """Ask a job to stop at its next commit."""
-        self._client.stop_job(job)
+        """Ask a job to stop at its next commit.
+
+        Raises
+        ------
+        RequestError
+            The cluster does not answer, or does not know the job.
+        """
+        self._job(job, "/stop", "POST")
+
+    def _job(self, job: str, what: str = "", method: str = "GET") -> Any:
+        """The dashboard's answer about a job."""
+        found = self._ask(method, f"/api/jobs/{job}{what}")
+        if found is None:
+            raise UnknownJob(f"the cluster at {self.url} does not know the job {job}")
+        return found
+
+    def _ask(self, method: str, path: str) -> Any:
+        """The dashboard's answer; None where it knows no such thing."""
+        try:
+            answer = self._client._do_request(method, path)
+            if answer.status_code not in (200, 404):
+                raise RuntimeError(f"{answer.text.strip()} (status {answer.status_code})")
+            return answer.json() if answer.status_code == 200 else None
+        except Exception as error:
+            raise RequestError(f"--ray {self.url}: {_why(error)}") from None
 
     def nodes(self) -> int:
-        """Nodes that are alive."""
-        answer = self._client._do_request("GET", "/api/v0/nodes?detail=false")
-        answer.raise_for_status()
-        found = answer.json()["data"]["result"]["result"]
+        """Nodes that are alive.
+
+        Raises
+        ------
+        RequestError
+            The cluster does not answer.
+        """
+        found = self._ask("GET", "/api/v0/nodes?detail=false")["data"]["result"]["result"]
         return sum(node["state"] == "ALIVE" for node in found)
 
     def await_nodes(self, number: int) -> None:
@@ -124,13 +152,13 @@ class RayJobs:
 
         Raises
         ------
-        WorkFailed
+        Stopped
             They did not within ten minutes.
         """
         deadline = time.monotonic() + JOINING
         while (alive := self.nodes()) < number:
             if time.monotonic() > deadline:
-                raise WorkFailed(
+                raise Stopped(
                     f"{alive} of {number} nodes joined the Ray cluster within {JOINING:.0f} s"
                 )
             time.sleep(TICK)
@@ -145,28 +173,36 @@ class RayJobs:
 
         Raises
         ------
+        RequestError
+            The cluster does not know the job.
+        WorkFailed
+            The job did not run, and never would.
         Stopped
-            The cluster went away; the same command resumes.
+            The cluster went away, or did not run the job to its end; the same command resumes.
         """
-        log = threading.Thread(target=self._print, args=(job,), daemon=True)
-        log.start()
+        log: threading.Thread | None = None
         asked, heard = False, time.monotonic()
         with stop_on_signals() as stop:
             while True:
                 try:
-                    if stop() and not asked:
+                    found = self._job(job)
+                    ended = found["status"] in ENDED
+                    if stop() and not asked and not ended:
                         self.stop(job)
                         asked = True
-                    state = self.state(job)
                     heard = time.monotonic()
-                except Exception as error:
+                    if log is None:
+                        log = threading.Thread(target=self._print, args=(job,), daemon=True)
+                        log.start()
+                    if ended:
+                        # The log comes by another way, some seconds behind, and ends by itself.
+                        log.join(LOG_SECONDS)
+                        return _exit_code(job, found)
+                except UnknownJob:
+                    raise
+                except RequestError as error:
                     if time.monotonic() - heard > GONE or stop():
-                        raise Stopped(f"{self.url} no longer answers ({_why(error)})") from None
-                    state = ""
-                if state in ENDED:
-                    # The log comes by another way, some seconds behind, and ends by itself.
-                    log.join(LOG_SECONDS)
-                    return self.exit_code(job)
+                        raise Stopped(f"the cluster no longer answers: {error}") from None
                 time.sleep(TICK)
 
     def _print(self, job: str) -> None:
@@ -181,65 +217,34 @@ class RayJobs:
             print(f"depthscope: the log cannot be followed: {_why(error)}", file=sys.stderr)
 
 
-def submit_to_ray(command: InnerCommand, spec: SubmitSpec) -> Submitted:
-    """Run a command as a Ray job.
-
-    Raises
-    ------
-    RequestError
-        The cluster cannot be reached or refuses the job.
-    """
-    assert spec.ray is not None
-    job = new_id(spec.job_name or command.name)
-    entrypoint = _entrypoint(command, spec)
-    if spec.dry_run:
-        shipped = (
-            "with this version of depthscope" if spec.ship else "with the cluster's depthscope"
-        )
-        return Submitted(f"# a Ray job on {spec.ray}, {shipped}\n{entrypoint}\n")
-    cluster = RayJobs(spec.ray)
-    if spec.await_nodes > 1:
-        cluster.await_nodes(spec.await_nodes)
-    record = replace(record_of(job, "ray", spec.ray, [command]), job=job)
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
-    environment |= {k: v for k, v in os.environ.items() if k in _STOPPING}
-    runtime_env: dict[str, Any] = {"env_vars": environment}
-    if spec.record:
-        make_folder(job)
-    if spec.ship:
-        runtime_env["py_modules"] = [str(pack_wheel(_wheel_folder(record, spec)))]
-    cluster.start(job, entrypoint, runtime_env)
-    if spec.record:
-        record.save()
-    code = cluster.follow(job) if spec.follow else 0
-    return Submitted(record=record, exit_code=code)
+def _exit_code(job: str, found: Any) -> int:
+    """The exit code of an ended job; 75 where it was stopped."""
+    if found["status"] == "STOPPED":
+        return 75
+    if (code := found.get("driver_exit_code")) is None:
+        if found["status"] == "SUCCEEDED":
+            return 0
+        said = reason(Exception(found.get("message") or found["status"]))
+        hopeless = found.get("error_type") in HOPELESS
+        raise (WorkFailed if hopeless else Stopped)(f"the job {job} did not run: {said}")
+    # A driver that was killed shows the signal's number with a minus.
+    return int(code) if int(code) >= 0 else 128 - int(code)
 
 
-_STOPPING = ("RAY_JOB_STOP_WAIT_TIME_S", "DEPTHSCOPE_STOP_SECONDS")
-
-
-def _wheel_folder(record: JobRecord, spec: SubmitSpec) -> Path:
-    if spec.record:
-        return record.folder
-    import tempfile
-
-    return Path(tempfile.mkdtemp(prefix="depthscope-wheel-"))
-
-
-def _entrypoint(command: InnerCommand, spec: SubmitSpec) -> str:
-    run = f"exec python -m depthscope.jobs {shlex.join(command.arguments)}"
-    return f"cd {shlex.quote(str(spec.chdir))} && {run}" if spec.chdir else run
+@contextmanager
+def _no_other_address() -> Iterator[None]:
+    """Ray's variables of the environment, which would win over the address that was given."""
+    kept = {name: os.environ.pop(name) for name in ADDRESSES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _why(error: Exception) -> str:
-    text = str(error)
-    if "401" in text or "403" in text or "uthentication" in text:
-        return "the cluster refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
-    if isinstance(error, ConnectionError) or "connect" in text.lower():
+    # What requests raises on the way, and what is no JSON, are such errors, too.
+    if isinstance(error, OSError):
         return "no Ray dashboard answers there"
-    return _last_line(text) or type(error).__name__
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    if isinstance(error, AuthenticationError):
+        return "the cluster refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+    return reason(error)

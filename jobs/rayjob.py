@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
-import subprocess
-from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
 import yaml
 from depthscope.storage.errors import RequestError
 
+from .cluster_program import ClusterProgram, NoAnswer
 from .inner_command import InnerCommand
-from .job_records import JobRecord, make_folder, new_id
+from .job_records import JobRecord, new_folder, new_id
 from .submit import Submitted, record_of
 from .submit_spec import SubmitSpec
 
-#: Seconds after which kubectl counts as stuck.
-PATIENCE = 60
+
+def _refusal(text: str) -> str:
+    lines = text.strip().splitlines() or ["no reason was given"]
+    return f"kubectl refuses: {lines[-1]}"
+
+
+_KUBERNETES = ClusterProgram(
+    "Kubernetes",
+    "--kubernetes: {program} is not on the path: install it, or use --dry-run and create the "
+    "manifest elsewhere",
+    _refusal,
+)
 
 
 def rayjob(command: InnerCommand, spec: SubmitSpec, job: str) -> dict[str, Any]:
@@ -62,18 +70,27 @@ def submit_to_kubernetes(command: InnerCommand, spec: SubmitSpec) -> Submitted:
     text = yaml.safe_dump(rayjob(command, spec, job), sort_keys=False, width=100)
     if spec.dry_run:
         return Submitted(text)
-    _kubectl(["create", "-f", "-"], text)
-    record = replace(record_of(job, "kubernetes", spec.namespace or "", [command]), job=job)
-    folder = make_folder(job)
-    (folder / "rayjob.yaml").write_text(text, encoding="utf-8")
+    with new_folder(job) as folder:
+        (folder / "rayjob.yaml").write_text(text, encoding="utf-8")
+        _KUBERNETES.ask(["kubectl", "create", "-f", "-"], text)
+    record = record_of(job, "kubernetes", job, spec.namespace or "", [command])
     record.save()
     return Submitted(record=record)
 
 
 def state_of(record: JobRecord) -> str:
-    """State of a RayJob in KubeRay's words; empty where it cannot be asked."""
+    """State of a RayJob in KubeRay's words; empty where it cannot be asked.
+
+    Raises
+    ------
+    NoAnswer
+        The cluster did not answer in time, and would not for other jobs.
+    """
+    command = ["kubectl", "get", "rayjob", record.job, "-o", "json", *_namespace(record)]
     try:
-        text = _kubectl(["get", "rayjob", record.job, "-o", "json", *_namespace(record)])
+        text = _KUBERNETES.ask(command)
+    except NoAnswer:
+        raise
     except RequestError:
         return ""
     found = json.loads(text).get("status", {})
@@ -88,7 +105,8 @@ def delete(record: JobRecord) -> None:
     RequestError
         The cluster refuses.
     """
-    _kubectl(["delete", "rayjob", record.job, "--ignore-not-found", *_namespace(record)])
+    command = ["kubectl", "delete", "rayjob", record.job, "--ignore-not-found"]
+    _KUBERNETES.ask([*command, *_namespace(record)])
 
 
 def _namespace(record: JobRecord) -> list[str]:
@@ -117,21 +135,3 @@ def _mount(pod: dict[str, Any], claim: str | None) -> None:
     )
     mounts = pod["containers"][0].setdefault("volumeMounts", [])
     mounts.append({"name": "data", "mountPath": "/data"})
-
-
-def _kubectl(words: list[str], text: str | None = None) -> str:
-    if shutil.which("kubectl") is None:
-        raise RequestError(
-            "--kubernetes: kubectl is not on the path: install it, or use --dry-run and create the "
-            "manifest elsewhere"
-        )
-    try:
-        done = subprocess.run(
-            ["kubectl", *words], input=text, capture_output=True, text=True, timeout=PATIENCE
-        )
-    except subprocess.TimeoutExpired:
-        raise RequestError(f"kubectl had no answer within {PATIENCE} s") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason was given"]
-        raise RequestError(f"kubectl refuses: {lines[-1]}")
-    return done.stdout

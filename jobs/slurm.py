@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from depthscope.storage.errors import RequestError
 
-#: Seconds after which the controller counts as unreachable.
-PATIENCE = 60
+from .cluster_program import ClusterProgram, NoAnswer
+
 #: What Slurm says, and what to do about it; the first that fits.
 _ADVICE = (
     (r"invalid partition", "--partition: Slurm has no such partition; sinfo lists them"),
@@ -33,6 +32,22 @@ _ADVICE = (
 )
 
 
+def _advice(text: str) -> str:
+    lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line) for line in text.splitlines()]
+    said = "; ".join(line for line in lines if line.strip()) or "Slurm refused without a word"
+    for pattern, advice in _ADVICE:
+        if re.search(pattern, text, re.IGNORECASE):
+            return f"{advice} (Slurm: {said})"
+    return f"Slurm refuses the job: {said}"
+
+
+_SLURM = ClusterProgram(
+    "Slurm's controller",
+    "--slurm: {program} is not on the path: run this on a login node of the cluster",
+    _advice,
+)
+
+
 def check(script: str) -> None:
     """Have Slurm judge the script without queueing it.
 
@@ -41,7 +56,7 @@ def check(script: str) -> None:
     RequestError
         Slurm is not there, does not answer, or refuses the request.
     """
-    _run(["sbatch", "--test-only"], script)
+    _SLURM.ask(["sbatch", "--test-only"], script)
 
 
 def submit(script: str) -> str:
@@ -57,39 +72,69 @@ def submit(script: str) -> str:
     RequestError
         As `check`.
     """
-    return _run(["sbatch", "--parsable"], script).strip().partition(";")[0]
+    return _SLURM.ask(["sbatch", "--parsable"], script).strip().partition(";")[0]
 
 
 def states(jobs: Sequence[str]) -> dict[str, str]:
-    """State of each job that Slurm still knows, in its own words; of a job array, one per task.
+    """State of each job that Slurm still knows, in its own words; of a job array, counts of them.
 
-    A cluster without accounting forgets a job some minutes after its end.
+    Asks the controller once and the accounting once, for all jobs together. A cluster without
+    accounting forgets a job some minutes after its end.
     """
-    if not jobs or shutil.which("squeue") is None:
-        return {}
-    found = {job: _last_state(job) for job in jobs}
-    return {job: state for job, state in found.items() if state}
+    found: dict[str, Counter[str]] = {}
+    for ask in (_controller, _accounting):
+        if missing := [job for job in jobs if job not in found]:
+            try:
+                found |= _gathered(ask(missing), missing)
+            except NoAnswer:
+                break
+    return {job: _counted(tasks) for job, tasks in found.items()}
 
 
-def _last_state(job: str) -> str:
+def _controller(jobs: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """Job and state of every task that the controller knows, of these jobs and others.
+
+    An array's tasks carry the array's id; the first component of a heterogeneous job, which holds
+    the script, carries the job's.
+    """
+    return _lines(["squeue", "--me", "--array", "--states=all", "--noheader", "--format=%F %T"])
+
+
+def _accounting(jobs: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """Job and state of every task of these jobs that the accounting knows."""
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--delimiter= "]
+    for name, state in _lines([*command, "--format=JobID,State", "--jobs", ",".join(jobs)]):
+        # Such as 17, 17_4 of an array, 17+0 of a heterogeneous job.
+        job, _, component = name.partition("+")
+        if component in ("", "0"):
+            yield job.partition("_")[0], state
+
+
+def _lines(command: list[str]) -> list[tuple[str, str]]:
+    """The first two words of each line; none where the program is not there, or refuses."""
     try:
-        text = _run(["scontrol", "show", "job", "-o", job])
+        text = _SLURM.ask(command)
+    except NoAnswer:
+        raise
     except RequestError:
-        return _accounted(job)
-    names = [name.lower() for name in re.findall(r"\bJobState=(\w+)", text)]
-    counted = [f"{names.count(name)} {name}" for name in dict.fromkeys(names)]
-    return names[0] if len(names) == 1 else ", ".join(counted)
+        return []
+    words = (line.split() for line in text.splitlines())
+    return [(line[0], line[1]) for line in words if len(line) > 1]
 
 
-def _accounted(job: str) -> str:
-    if shutil.which("sacct") is None:
-        return ""
-    try:
-        text = _run(["sacct", "-X", "-n", "-P", "-o", "State", "-j", job])
-    except RequestError:
-        return ""
-    words = text.split()
-    return words[0].lower() if words else ""
+def _gathered(lines: Iterable[tuple[str, str]], jobs: Sequence[str]) -> dict[str, Counter[str]]:
+    wanted = set(jobs)
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for job, state in lines:
+        if job in wanted:
+            found[job][state.lower()] += 1
+    return dict(found)
+
+
+def _counted(tasks: Mapping[str, int]) -> str:
+    if list(tasks.values()) == [1]:
+        return next(iter(tasks))
+    return ", ".join(f"{number} {state}" for state, number in sorted(tasks.items()))
 
 
 def cancel(job: str) -> None:
@@ -100,48 +145,4 @@ def cancel(job: str) -> None:
     RequestError
         Slurm refuses.
     """
-    _run(["scancel", job])
-
-
-def dask_scheduler(scheduler: str | None, slurm_workers: int | None) -> str | None:
-    """The scheduler that two options of analyses name.
-
-    Raises
-    ------
-    RequestError
-        Both are given, or no worker at all.
-    """
-    if slurm_workers is None:
-        return scheduler
-    if scheduler is not None:
-        raise RequestError("--slurm-workers starts a scheduler of its own: leave --scheduler out")
-    if slurm_workers < 1:
-        raise RequestError(f"--slurm-workers {slurm_workers}: needs at least one")
-    return f"slurm:{slurm_workers}"
-
-
-def _run(command: list[str], script: str | None = None) -> str:
-    if shutil.which(command[0]) is None:
-        raise RequestError(
-            f"--slurm: {command[0]} is not on the path: run this on a login node of the cluster"
-        )
-    try:
-        done = subprocess.run(
-            command, input=script, capture_output=True, text=True, timeout=PATIENCE
-        )
-    except subprocess.TimeoutExpired:
-        raise RequestError(
-            f"Slurm's controller did not answer within {PATIENCE} s: try again later"
-        ) from None
-    if done.returncode:
-        raise RequestError(_advice(done.stderr))
-    return done.stdout
-
-
-def _advice(text: str) -> str:
-    lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line) for line in text.splitlines()]
-    said = "; ".join(line for line in lines if line.strip()) or "Slurm refused without a word"
-    for pattern, advice in _ADVICE:
-        if re.search(pattern, text, re.IGNORECASE):
-            return f"{advice} (Slurm: {said})"
-    return f"Slurm refuses the job: {said}"
+    _SLURM.ask(["scancel", job])

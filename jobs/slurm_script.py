@@ -43,7 +43,7 @@ def slurm_script(
     """
     parts = [
         "#!/bin/bash",
-        *(f"#SBATCH {line}" for line in _requests(spec, len(commands), job, folder, after)),
+        *(_sbatch(option) for option in _requests(spec, len(commands), job, folder, after)),
         "# shellcheck disable=SC2329  # functions are called by name",
         *_settings(spec, folder),
         "",
@@ -64,7 +64,8 @@ def wrapper(name: str) -> str:
 
 
 def _requests(spec: SubmitSpec, tasks: int, job: str, folder: Path, after: list[str]) -> list[str]:
-    log = folder / ("log-%a" if spec.each else "log")
+    # Slurm replaces what follows a percent sign in the name of a log.
+    log = str(folder).replace("%", "%%") + ("/log-%a" if spec.each else "/log")
     lines = [f"--job-name={spec.job_name or job}", f"--output={log}", "--open-mode=append"]
     lines += ["--requeue", f"--signal=B:USR1@{spec.stop_seconds}"]
     lines += [f"--nodes={spec.nodes}", "--ntasks-per-node=1"]
@@ -79,7 +80,7 @@ def _requests(spec: SubmitSpec, tasks: int, job: str, folder: Path, after: list[
         lines.append(f"--array=0-{tasks - 1}{at_once}")
     if after:
         lines += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
-    lines += [_one_line(option) for option in spec.sbatch]
+    lines += spec.sbatch
     if spec.dask_nodes:
         lines.append("hetjob")
         lines += [f"--nodes={spec.dask_nodes}", "--ntasks-per-node=1", "--mem=0"]
@@ -97,17 +98,22 @@ def _optional(spec: SubmitSpec) -> list[str]:
         "gpus-per-node": spec.gpus_per_node,
         "chdir": str((spec.chdir or Path.cwd()).absolute()),
     }
-    return [f"--{name}={_one_line(value)}" for name, value in given.items() if value is not None]
+    return [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 
-def _one_line(option: str) -> str:
+def _sbatch(option: str) -> str:
+    """The line by which sbatch finds this very option.
+
+    It reads quotes as a shell does, but a backslash makes the next character plain even there.
+    """
     if len(option.splitlines()) != 1:
         raise RequestError(f"{option!r}: an option of sbatch is one line")
-    return shlex.quote(option) if " " in option else option
+    escaped = option.replace("\\", "\\\\")
+    return f"#SBATCH {shlex.quote(escaped)}"
 
 
 def _settings(spec: SubmitSpec, folder: Path) -> list[str]:
-    seconds = max(5, spec.stop_seconds - WIND_UP)
+    seconds = spec.stop_seconds - WIND_UP
     settings = {
         "DEPTHSCOPE_FOLDER": str(folder),
         "DEPTHSCOPE_OBJECT_STORE": str(int(spec.object_store)),
@@ -133,7 +139,7 @@ def _choice(commands: list[InnerCommand], *, array: bool) -> list[str]:
 
 
 def _arguments(command: InnerCommand) -> list[str]:
-    store = str(command.store.absolute()) if command.store else ""
+    store = str(command.store) if command.store else ""
     return [
         f"export DEPTHSCOPE_STORE={shlex.quote(store)}",
         f"set -- {shlex.join(command.arguments)}",

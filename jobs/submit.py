@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import click
 from depthscope.storage.errors import RequestError
 from depthscope.storage.layout import StorePaths
 
 from .inner_command import InnerCommand, inner_command
-from .job_records import JobRecord, find_record, jobs_folder, make_folder, new_id, now
+from .job_records import JobRecord, find_record, jobs_folder, new_folder, new_id, now
 from .submit_spec import SubmitSpec
+
+#: Commands that hold a store for themselves while they write it.
+ALONE = ("extract", "intervene")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def submit(cli: click.Group, arguments: tuple[str, ...], spec: SubmitSpec) -> Su
         from .rayjob import submit_to_kubernetes
 
         return submit_to_kubernetes(command, spec)
-    from .ray_jobs import submit_to_ray
+    from .submit_ray import submit_to_ray
 
     return submit_to_ray(command, spec)
 
@@ -59,6 +63,7 @@ def _submit_to_slurm(cli: click.Group, arguments: tuple[str, ...], spec: SubmitS
     from .slurm_script import slurm_script
 
     commands = [inner_command(cli, arguments, spec, line) for line in _lines(spec)]
+    _check_array(commands, spec)
     _check_stores(commands, spec)
     if spec.dask_nodes and commands[0].on_ray:
         raise RequestError(
@@ -67,28 +72,50 @@ def _submit_to_slurm(cli: click.Group, arguments: tuple[str, ...], spec: SubmitS
         )
     after = [_slurm_id(name) for name in spec.after]
     job = new_id(spec.job_name or commands[0].name)
-    if spec.dry_run:
-        return Submitted(slurm_script(spec, commands, job, jobs_folder() / job, after))
     script = slurm_script(spec, commands, job, jobs_folder() / job, after)
+    if spec.dry_run:
+        return Submitted(script)
     slurm.check(script)
-    folder = make_folder(job)
-    (folder / "script.sh").write_text(script, encoding="utf-8")
-    record = record_of(job, "slurm", "", commands)
-    record = replace(record, job=slurm.submit(script))
+    with new_folder(job) as folder:
+        (folder / "script.sh").write_text(script, encoding="utf-8")
+        number = slurm.submit(script)
+    record = record_of(job, "slurm", number, "", commands)
     record.save()
     return Submitted(record=record)
 
 
-def record_of(job: str, kind: str, place: str, commands: list[InnerCommand]) -> JobRecord:
-    """The record of a job whose id on the cluster is not known yet."""
-    stores = tuple(str(c.store.absolute()) for c in commands if c.store is not None)
-    return JobRecord(job, kind, "", commands[0].arguments, stores, place, now())
+def record_of(
+    job: str, kind: str, number: str, place: str, commands: Sequence[InnerCommand]
+) -> JobRecord:
+    """The record of a job that was submitted just now.
+
+    Parameters
+    ----------
+    job, number
+        Our id and the cluster's.
+    kind, place
+        Where it runs, as a record says it.
+    commands
+        One for each task.
+    """
+    with_store = [command for command in commands if command.store is not None]
+    return JobRecord(
+        job,
+        kind,
+        number,
+        commands[0].arguments,
+        tuple(str(command.store) for command in with_store),
+        place,
+        now(),
+        tuple(command.sweep for command in with_store),
+        len(commands),
+    )
 
 
-def _lines(spec: SubmitSpec) -> list[str]:
-    """Further words of each task of a job array; one empty line without one."""
+def _lines(spec: SubmitSpec) -> list[list[str]]:
+    """Further words of each task of a job array; no words once without one."""
     if spec.each is None:
-        return [""]
+        return [[]]
     try:
         text = spec.each.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -96,20 +123,45 @@ def _lines(spec: SubmitSpec) -> list[str]:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
         raise RequestError(f"--each {spec.each}: has no line of options")
-    return lines
+    found = []
+    for line in lines:
+        try:
+            found.append(shlex.split(line))
+        except ValueError as error:
+            raise RequestError(f"--each {spec.each}: {str(error).lower()} in: {line}") from None
+    return found
+
+
+def _check_array(commands: list[InnerCommand], spec: SubmitSpec) -> None:
+    """All tasks of an array run in one script, side by side."""
+    if len({command.on_ray for command in commands}) > 1:
+        raise RequestError(
+            f"--each {spec.each}: some lines run on Ray and some do not (--engine): submit them "
+            "as two arrays"
+        )
+    stores = [c.store for c in commands if c.store is not None and c.name in ALONE]
+    for store in stores:
+        if stores.count(store) > 1:
+            raise RequestError(f"--each {spec.each}: two lines write the store {store}")
 
 
 def _check_stores(commands: list[InnerCommand], spec: SubmitSpec) -> None:
-    """Two tasks of an array must not write one store; a store that is read must be there."""
-    stores = [command.store for command in commands if command.store is not None]
-    for store in stores:
-        if commands[0].on_ray and stores.count(store) > 1:
-            raise RequestError(f"--each {spec.each}: two lines write the store {store}")
-    makes = commands[0].name == "extract"
-    for store in stores:
-        if not makes and not spec.after and not StorePaths(Path(store)).run.exists():
-            raise RequestError(f"{store} is no store: make it first, or wait for it with --after")
+    """A store that is read must be there, unless another job makes it first."""
+    if spec.after or commands[0].name == "extract":
+        return
+    for command in commands:
+        if command.store is not None and not StorePaths(command.store).run.exists():
+            raise RequestError(
+                f"{command.store} is no store: make it first, or wait for it with --after"
+            )
 
 
 def _slurm_id(name: str) -> str:
-    return name if name.isdigit() else find_record(name).job
+    if name.isdigit():
+        return name
+    record = find_record(name)
+    if record.kind != "slurm":
+        raise RequestError(
+            f"--after {name}: is a {record.kind} job, and Slurm waits for its own alone"
+        )
+    return record.job

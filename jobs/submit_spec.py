@@ -8,6 +8,8 @@ from typing import Self
 from depthscope.storage.errors import RequestError
 from pydantic import BaseModel, ByteSize, ConfigDict
 
+from .submit_checks import check_submission
+
 
 class SubmitSpec(BaseModel):
     """Where a command shall run, and with what; no name here is an option of such a command."""
@@ -30,7 +32,7 @@ class SubmitSpec(BaseModel):
     """Wait for the end of a Ray job, show its log, pass signals on, leave with its exit code."""
 
     job_name: str | None = None
-    """Name of the job (default: the command's)."""
+    """Name of the job, of small letters, digits and hyphens (default: the command's)."""
 
     nodes: int = 1
     """Nodes, each with one worker unless the command says otherwise."""
@@ -39,7 +41,9 @@ class SubmitSpec(BaseModel):
     """Cores of each node that the job uses (Slurm: default 1; Kubernetes: 8)."""
 
     gpus_per_node: str | None = None
-    """GPUs of each node, such as 8 or h100:8."""
+    """GPUs of each node, such as 8 or h100:8 (default: the workers share what the nodes have when
+    the command starts: under Slurm what --sbatch=--gres=gpu:8 brings, on a running Ray cluster what
+    it says, under Kubernetes none)."""
 
     memory_per_node: ByteSize | None = None
     """Memory of each node that the job uses, such as 64GB (Slurm: default all of it)."""
@@ -49,7 +53,8 @@ class SubmitSpec(BaseModel):
     partition's); the job returns to the queue until the store is complete."""
 
     stop_seconds: int = 120
-    """Slurm: how long before the time limit the command is asked to stop at its next commit."""
+    """Slurm: how long before the time limit the command is asked to stop at its next commit, at
+    least 60; half a minute of it is for Ray and Slurm."""
 
     partition: str | None = None
     """Slurm: the partition."""
@@ -109,20 +114,10 @@ class SubmitSpec(BaseModel):
         Raises
         ------
         RequestError
-            Not exactly one destination, or numbers that mean nothing.
+            Not exactly one destination, an option that would be ignored, or values that mean
+            nothing.
         """
-        if sum((self.ray is not None, self.slurm, self.kubernetes)) != 1:
-            raise RequestError("submit needs one of --ray URL, --slurm and --kubernetes")
-        if self.nodes < 1:
-            raise RequestError(f"--nodes {self.nodes}: needs at least one")
-        if self.stop_seconds < 10:
-            raise RequestError(
-                f"--stop-seconds {self.stop_seconds}: a command needs at least 10 to stop"
-            )
-        if self.kubernetes and self.image is None:
-            raise RequestError("--kubernetes needs --image, made with deploy/Containerfile")
-        if (self.each or self.after or self.dask_nodes) and not self.slurm:
-            raise RequestError("--each, --after and --dask-nodes need --slurm")
+        check_submission(self)
         return self
 
     @property

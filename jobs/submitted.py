@@ -44,17 +44,13 @@ def job_states(records: Iterable[JobRecord]) -> list[JobState]:
     """How jobs stand; a cluster that does not answer costs one question."""
     records = list(records)
     known = slurm.states([r.job for r in records if r.kind == "slurm"])
-    unreachable: set[str] = set()
+    silent: set[str] = set()
     found = []
     for record in records:
         if record.kind == "slurm":
             state = known.get(record.job) or _ended(record)
-        elif record.kind == "ray":
-            state = _ray_state(record, unreachable)
         else:
-            from .rayjob import state_of
-
-            state = state_of(record)
+            state = _asked(record, silent)
         found.append(JobState(record, state or "unknown", *_progress(record)))
     return found
 
@@ -116,31 +112,44 @@ def stop(record: JobRecord) -> None:
         delete(record)
 
 
-def _ray_state(record: JobRecord, unreachable: set[str]) -> str:
-    from .ray_jobs import RayJobs
-
-    if record.place in unreachable:
+def _asked(record: JobRecord, silent: set[str]) -> str:
+    """State in the words of the job's cluster, unless that has not answered before."""
+    cluster = record.place if record.kind == "ray" else record.kind
+    if cluster in silent:
         return ""
     try:
-        return RayJobs(record.place).state(record.job).lower()
+        if record.kind == "ray":
+            from .ray_jobs import RayJobs
+
+            return RayJobs(record.place).state(record.job).lower()
+        from .rayjob import state_of
+
+        return state_of(record)
     except RequestError:
-        unreachable.add(record.place)
+        silent.add(cluster)
         return ""
 
 
 def _ended(record: JobRecord) -> str:
-    codes = {path.read_text().strip() for path in record.folder.glob("ended*")}
-    if not codes:
-        return ""
-    return "completed" if codes == {"0"} else f"ended with code {', '.join(sorted(codes))}"
+    """What the tasks themselves have left behind, for jobs that Slurm has forgotten."""
+    codes = [path.read_text().strip() for path in record.folder.glob("ended*")]
+    if failed := sorted(set(codes) - {"0"}):
+        return f"ended with code {', '.join(failed)}"
+    if 0 < len(codes) < record.tasks:
+        return f"{len(codes)} of {record.tasks} completed"
+    return "completed" if codes else ""
 
 
 def _progress(record: JobRecord) -> tuple[int, int]:
+    """Tasks committed and tasks there are, of the sweep where the job runs one."""
     done = total = 0
-    for store in record.stores:
+    sweeps = record.sweeps or ("",) * len(record.stores)
+    for store, sweep in zip(record.stores, sweeps, strict=True):
         try:
             found = status(Path(store))
         except RequestError:
             continue
-        done, total = done + found.tasks_committed, total + found.tasks_total
+        counts = found.effects.get(sweep) if sweep else found
+        if counts is not None:
+            done, total = done + counts.tasks_committed, total + counts.tasks_total
     return done, total

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from depthscope.jobs.cli import cli
+from depthscope.jobs.inner_command import NOT_IN_A_JOB, inner_command
 from depthscope.jobs.submit import submit
 from depthscope.jobs.submit_spec import SubmitSpec
 from depthscope.jobs.wheel import pack_wheel
@@ -40,6 +44,11 @@ def requests(script: str) -> list[str]:
     return [line[8:] for line in script.splitlines() if line.startswith("#SBATCH ")]
 
 
+def words_of(script: str) -> str:
+    (words,) = [line for line in script.splitlines() if line.startswith("set -- ")]
+    return words
+
+
 def shellcheck(*words: object, text: str | None = None) -> str:
     command = [str(PROGRAMS / "shellcheck"), "--shell=bash", *map(str, words)]
     return subprocess.run(command, input=text, capture_output=True, text=True).stdout
@@ -57,10 +66,104 @@ def test_the_batch_script_says_what_was_asked() -> None:
         "--dependency=afterok:17",
     ):  # fmt: skip
         assert line in found
-    (words,) = [line for line in script.splitlines() if line.startswith("set -- ")]
+    words = words_of(script)
     assert "'my store'" in words
     assert words.endswith("--address auto --workers 2 --threads 8 --gpus-per-worker 4")
     assert not Path("jobs").exists()
+
+
+def test_sbatch_reads_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's own parser finds every value whole, whatever is in it."""
+    folder = tmp_path / "it's 100%d #one"
+    folder.mkdir()
+    monkeypatch.setenv("DEPTHSCOPE_JOBS", str(folder / "jobs"))
+    (folder / "slurm.conf").write_text(
+        "ClusterName=x\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=1\n"
+        "MessageTimeout=1\nSlurmctldTimeout=1\nNodeName=n\nPartitionName=p Nodes=n\n"
+    )
+    script = dry(
+        slurm=True, account="a \\ b", partition='the "p"', chdir=folder, time_limit="1-0",
+        sbatch=("--comment=my words, don't touch", "--qos=x"),
+    )  # fmt: skip
+    words = [shlex.split(line.replace("\\\\", "\\")) for line in requests(script)]
+    assert [len(line) for line in words] == [1] * len(words)
+    if shutil.which("sbatch") is None:
+        pytest.skip("no sbatch here")
+    # Without a controller it only says what it has read.
+    done = subprocess.run(
+        ["sbatch", "-vv", "--test-only"], input=script, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "SLURM_CONF": str(folder / "slurm.conf")},
+    )  # fmt: skip
+    found = dict(re.findall(r"^sbatch: (\S+) +: (.*)$", done.stderr, re.MULTILINE))
+    if "account" not in found:
+        pytest.skip(f"sbatch does not show what it reads: {done.stderr[:200]}")
+    assert found["account"] == "a \\ b"
+    assert found["partition"] == 'the "p"'
+    assert found["comment"] == "my words, don't touch"
+    assert found["qos"] == "x"
+    assert found["chdir"] == str(folder)
+    # What is in the name of the folder must not be replaced.
+    assert found["output"].replace("%%", "%").startswith(f"{folder}/jobs/extract-")
+    assert found["output"].count("%%") == 1
+
+
+def test_the_log_of_an_array_has_its_number(tmp_path: Path, state: Path) -> None:
+    each = tmp_path / "each"
+    each.write_text("--out a\n--out b\n")
+    (output,) = [x for x in requests(dry(*EXTRACT[:-2], slurm=True, each=each)) if "output" in x]
+    assert re.fullmatch(rf"--output={re.escape(str(state))}/extract-\w+/log-%a", output)
+
+
+def test_a_store_lies_where_the_command_runs(tmp_path: Path) -> None:
+    script = dry(slurm=True, chdir=tmp_path / "there" / "." / "x" / "..")
+    assert f"export DEPTHSCOPE_STORE='{tmp_path}/there/my store'" in script
+    assert f"export DEPTHSCOPE_STORE='{tmp_path}/here/my store'" in dry(
+        slurm=True, chdir=Path("here")
+    )
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RequestError, match=f"{tmp_path}/there/store is no store"):
+        dry("analyze", "store", slurm=True, chdir=Path("there"))
+
+    def place(**given: Any) -> Path | None:
+        return inner_command(cli, EXTRACT, SubmitSpec(**given)).store
+
+    url = "http://head:8265"
+    assert place(ray=url) is None
+    assert place(ray=url, chdir=Path("there")) is None
+    assert place(ray=url, chdir=Path("/data")) == Path("/data/my store")
+    assert place(kubernetes=True, image="x") is None
+    assert place(kubernetes=True, image="x", chdir=Path("/data")) == Path("/data/my store")
+    given = (*EXTRACT[:-1], "/a/./b/../store")
+    assert inner_command(cli, given, SubmitSpec(ray=url)).store == Path("/a/store")
+
+
+@pytest.mark.parametrize(
+    ("more", "spec", "said"),
+    [
+        ((), {"slurm": True, "nodes": 2}, "--address auto --workers 2"),
+        ((), {"slurm": True, "sbatch": ("--gres=gpu:8",)}, "--address auto --workers 1"),
+        ((), {"slurm": True, "gpus_per_node": "0"}, "--workers 1 --gpus-per-worker 0"),
+        (("--workers", "3"), {"slurm": True, "gpus_per_node": "8"}, "--gpus-per-worker 2"),
+        (("--workers", "16"), {"slurm": True, "gpus_per_node": "8"}, "--gpus-per-worker 0.5"),
+        (
+            ("--schedule", "staged", "--stages", "4"),
+            {"slurm": True, "nodes": 2, "cpus_per_node": 8, "gpus_per_node": "h100:8"},
+            "--address auto --threads 4 --gpus-per-worker 4",
+        ),
+        ((), {"ray": "http://h:1"}, "--address auto"),
+        ((), {"ray": "http://h:1", "nodes": 4}, "--address auto --workers 4"),
+        ((), {"ray": "http://h:1", "gpus_per_node": "8"}, "--address auto --gpus-per-worker 8"),
+        ((), {"kubernetes": True, "image": "x", "nodes": 2}, "--address auto --workers 2"),
+    ],
+)
+def test_what_the_command_is_told_of_its_cluster(
+    more: tuple[str, ...], spec: dict[str, Any], said: str
+) -> None:
+    found = inner_command(cli, (*EXTRACT, *more), SubmitSpec(**spec)).arguments
+    words = found[len(EXTRACT) + len(more) :]
+    assert " ".join(words).endswith(said)
+    assert words[:2] == ("--address", "auto")
+    assert ("--gpus-per-worker" in words) == ("gpus_per_node" in spec)
 
 
 @pytest.mark.parametrize(
@@ -115,51 +218,10 @@ def test_an_array_has_one_choice_per_line(tmp_path: Path) -> None:
         head = f'SLURM_ARRAY_TASK_ID={number}\n{_choice(script)}\necho "$DEPTHSCOPE_STORE"'
         done = subprocess.run(["bash", "-c", head], capture_output=True, text=True)
         assert done.stdout.strip() == str(tmp_path / store)
-    each.write_text("--out a\n--out a\n")
-    with pytest.raises(RequestError, match="two lines write the store"):
-        dry(*EXTRACT[:-2], slurm=True, each=each)
 
 
 def _choice(script: str) -> str:
     return script[script.index("case ") : script.index("esac") + 4]
-
-
-@pytest.mark.parametrize(
-    ("words", "spec", "said"),
-    [
-        (("extract", "--nonsense", "1"), {"slurm": True}, "No such option"),
-        (("extract", "--model", "demo"), {"slurm": True}, "--data, --out is missing"),
-        (("fly",), {"slurm": True}, "submit cannot run fly"),
-        (("submit", "status"), {"slurm": True}, "submit cannot run submit"),
-        ((), {"slurm": True}, "needs a command"),
-        (EXTRACT, {}, "one of --ray URL, --slurm and --kubernetes"),
-        (EXTRACT, {"slurm": True, "kubernetes": True}, "one of --ray URL"),
-        (EXTRACT, {"kubernetes": True}, "needs --image"),
-        (EXTRACT, {"slurm": True, "nodes": 0}, "--nodes 0"),
-        (EXTRACT, {"slurm": True, "gpus_per_node": "many"}, "KIND:NUMBER"),
-        (EXTRACT, {"slurm": True, "dask_nodes": 1}, "does not compute with Dask"),
-        ((*EXTRACT, "--address", "ray://x"), {"slurm": True}, "finds its cluster by itself"),
-        (("analyze", "nowhere"), {"slurm": True}, "is no store"),
-        (EXTRACT, {"slurm": True, "after": ("that",)}, "no job is called that"),
-        (EXTRACT, {"slurm": True, "partition": "a\nb"}, "is one line"),
-        (EXTRACT, {"ray": "head:8265"}, "write the dashboard's address"),
-        (EXTRACT, {"ray": "http://127.0.0.1:9"}, "no Ray dashboard answers there"),
-    ],
-)
-def test_refused(words: tuple[str, ...], spec: dict[str, Any], said: str, state: Path) -> None:
-    with pytest.raises(RequestError, match=said) as caught:
-        submit(cli, words, SubmitSpec(dry_run="ray" not in spec, **spec))
-    assert "\n" not in str(caught.value)
-    assert not state.exists()
-
-
-def test_no_slurm_on_the_path(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(RequestError, match="sbatch is not on the path"):
-        submit(cli, EXTRACT, SubmitSpec(slurm=True))
-    with pytest.raises(RequestError, match="kubectl is not on the path"):
-        submit(cli, EXTRACT, SubmitSpec(kubernetes=True, image="registry/depthscope:1"))
-    assert not state.exists()
 
 
 class OldCluster(BaseHTTPRequestHandler):
@@ -210,8 +272,6 @@ def test_what_slurm_says_becomes_one_line(text: str, said: str) -> None:
 
 
 def test_no_option_of_submit_is_one_of_its_commands() -> None:
-    from depthscope.jobs.inner_command import NOT_IN_A_JOB
-
     ours = {option for parameter in cli.commands["submit"].params for option in parameter.opts}
     for name, command in cli.commands.items():
         theirs = {option for parameter in command.params for option in parameter.opts}
@@ -291,26 +351,3 @@ def test_the_wheel_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     # Ray knows a wheel by its name alone: other files must have another.
     monkeypatch.setattr("depthscope.jobs.wheel.PACKAGES", ("storage", "jobs"))
     assert pack_wheel(tmp_path).name != first.name
-
-
-def test_jobs_are_listed_with_their_progress(
-    state: Path, tiny_model: Path, corpus: Path, tmp_path: Path
-) -> None:
-    from depthscope.jobs import ExtractSpec, extract
-    from depthscope.jobs.job_records import JobRecord, find_record, make_folder, now, records
-    from depthscope.jobs.submitted import job_states, logs
-
-    store = tmp_path / "store"
-    extract(ExtractSpec(model=str(tiny_model), data=(str(corpus),), out=store, engine="process"))
-    made = JobRecord("extract-1", "slurm", "999999", ("extract",), (str(store),), "", now())
-    make_folder(made.id)
-    made.save()
-    assert list(records()) == [made]
-    assert find_record("999999") == made
-    (made.folder / "ended").write_text("0\n")
-    (made.folder / "log").write_text("what it said\n")
-    (found,) = job_states([made])
-    assert (found.state, found.tasks_committed) == ("completed", found.tasks_total)
-    assert found.tasks_total > 0
-    assert logs(made) == "what it said\n"
-    assert json.dumps(found.line)
