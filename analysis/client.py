@@ -163,12 +163,26 @@ def _slurm_settings() -> dict[str, Any]:
         "protocol": "tls",
         "security": _certificates(),
         "shared_temp_directory": os.environ.get("DEPTHSCOPE_FOLDER") or str(Path.cwd()),
+        **_logs(configured),
         "scheduler_options": {
             **(configured("scheduler-options") or {}),
             "dashboard": False,
             "dashboard_address": None,
         },
     }
+
+
+def _logs(configured: Callable[[str], Any]) -> dict[str, Any]:
+    """Where workers print to: as configured, else the batch job's folder, else nowhere.
+
+    Slurm would write a file for each worker into the folder that the analysis was started in.
+    """
+    if configured("log-directory") is not None:
+        return {}
+    if folder := os.environ.get("DEPTHSCOPE_FOLDER"):
+        return {"log_directory": folder}
+    directives = configured("job-extra-directives") or []
+    return {"job_extra_directives": ["--output=/dev/null", *directives]}
 
 
 @contextmanager

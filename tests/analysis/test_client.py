@@ -11,7 +11,7 @@ from collections.abc import Callable
 import dask
 import pytest
 from depthscope.analysis.block_passes import over_blocks
-from depthscope.analysis.client import SCHEDULER, client_now, compute_on
+from depthscope.analysis.client import SCHEDULER, _slurm_settings, client_now, compute_on
 from depthscope.analysis.task_progress import task_progress
 from depthscope.storage.errors import RequestError
 
@@ -153,3 +153,17 @@ def test_slurm_workers_need_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(RequestError, match="sbatch is not on the path"), compute_on("slurm:2"):
         pass
+
+
+def test_slurm_workers_leave_no_files_in_this_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dask_jobqueue")  # Brings the configuration of its own.
+    monkeypatch.delenv("DEPTHSCOPE_FOLDER", raising=False)
+    with dask.config.set({"jobqueue.slurm.job-extra-directives": ["--qos=long"]}):
+        directives = _slurm_settings()["job_extra_directives"]
+    assert directives == ["--output=/dev/null", "--qos=long"]
+    monkeypatch.setenv("DEPTHSCOPE_FOLDER", "/shared/jobs/one")
+    found = _slurm_settings()
+    assert found["log_directory"] == "/shared/jobs/one"
+    assert "job_extra_directives" not in found
+    with dask.config.set({"jobqueue.slurm.log-directory": "/logs"}):
+        assert not {"log_directory", "job_extra_directives"} & _slurm_settings().keys()
