@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from depthscope.jobs import ExtractSpec, extract
 from depthscope.jobs.progress import Silent
 from depthscope.storage.status import status
@@ -14,20 +15,36 @@ from depthscope.storage.verify import verify
 from ..conftest import write_jsonl
 from .simulated_cluster import SimulatedPool
 
-WORKERS, TASKS, ROWS = 512, 640, 32
+#: Each worker holds two tasks of its four, so the second quarter is already the steady state.
+WORKERS, TASKS, ROWS = 256, 1024, 32
+#: Milliseconds of the driver's own processor time for a task that are never too many.
+CHEAP = 3.0
+#: Bytes that the driver's process may grow by in the second half, 16 KB a task; measured: none.
+SLACK = 8 << 20
 
 
 class Ticks(Silent):
-    """Notes rows and the time of the driver's own thread."""
+    """Notes rows, the time of the driver's own thread, and the memory of its process."""
 
     def __init__(self) -> None:
-        self.marks: list[tuple[int, float]] = []
+        self.marks: list[tuple[int, float, int]] = []
+        self._process = psutil.Process()
 
     def tick(self, rows: int, seconds: Any) -> None:
-        self.marks.append((rows, time.thread_time()))
+        memory = self._process.memory_info().rss
+        self.marks.append((rows, time.thread_time(), memory))
+
+    def at(self, share: float) -> tuple[int, float, int]:
+        """The first mark at which so much of the run was done."""
+        return next(mark for mark in self.marks if mark[0] >= share * TASKS * ROWS)
+
+    def cost(self, begin: float, end: float) -> float:
+        """Milliseconds a task between two shares of the run."""
+        first, last = self.at(begin), self.at(end)
+        return 1000 * (last[1] - first[1]) / ((last[0] - first[0]) / ROWS)
 
 
-def test_512_workers_before_one_driver(tiny_model: Path, tmp_path: Path) -> None:
+def test_many_workers_before_one_driver(tiny_model: Path, tmp_path: Path) -> None:
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": "x" * ROWS}] * TASKS)
     store = tmp_path / "store"
     spec = ExtractSpec(
@@ -49,8 +66,7 @@ def test_512_workers_before_one_driver(tiny_model: Path, tmp_path: Path) -> None
     assert (done.committed, done.tasks) == (TASKS, TASKS)
     assert status(store).state == "complete"
     assert verify(store).problems == []
-    # In milliseconds a task, the second half must not cost more than thrice the first, or 50.
-    middle = next(i for i, (rows, _) in enumerate(ticks.marks) if rows >= TASKS * ROWS / 2)
-    first, half, last = ticks.marks[0], ticks.marks[middle], ticks.marks[-1]
-    costs = [(b[1] - a[1]) / max(1, (b[0] - a[0]) / ROWS) for a, b in ((first, half), (half, last))]
-    assert costs[1] < max(3 * costs[0], 0.05), costs
+    second, last = ticks.cost(0.25, 0.5), ticks.cost(0.75, 1)
+    assert last <= max(3 * second, CHEAP), (second, last)
+    grown = ticks.marks[-1][2] - ticks.at(0.5)[2]
+    assert grown <= SLACK, grown
