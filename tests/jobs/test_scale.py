@@ -67,6 +67,7 @@ def test_many_workers_before_one_driver(tiny_model: Path, tmp_path: Path) -> Non
     assert status(store).state == "complete"
     assert verify(store).problems == []
     second, last = ticks.cost(0.25, 0.5), ticks.cost(0.75, 1)
-    assert last <= max(3 * second, CHEAP), (second, last)
+    # A cost that grows with the tasks that are done would be 2.3 times as high.
+    assert last <= max(2 * second, CHEAP), (second, last)
     grown = ticks.marks[-1][2] - ticks.at(0.5)[2]
     assert grown <= SLACK, grown
