@@ -16,7 +16,7 @@ from ..conftest import write_jsonl
 from .simulated_cluster import SimulatedPool
 
 #: Each worker holds two tasks of its four, so the second quarter is already the steady state.
-WORKERS, TASKS, ROWS = 256, 1024, 32
+WORKERS, TASKS, ROWS = 512, 2048, 32
 #: Milliseconds of the driver's own processor time for a task that are never too many.
 CHEAP = 3.0
 #: Bytes that the driver's process may grow by in the second half, 16 KB a task; measured: none.
