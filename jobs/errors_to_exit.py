@@ -11,6 +11,13 @@ from depthscope.storage.errors import RequestError, Stopped, WorkFailed
 from pydantic import ValidationError
 
 SUCCESS, FAILED, WRONG_REQUEST, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
+#: What to do about a disk that refuses.
+_ADVICE = {
+    errno.ENOSPC: "make room, or choose another --out",
+    errno.EDQUOT: "make room, or choose another --out",
+    errno.EROFS: "choose another --out",
+    errno.EACCES: "ask its owner for the right (ls -l shows who has it), or name another",
+}
 
 
 @contextmanager
@@ -34,9 +41,9 @@ def exit_codes(leave: Callable[[int], None] = sys.exit) -> Iterator[None]:
         say("interrupted; run the same command again to resume")
         leave(INTERRUPTED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _ADVICE:
             raise
-        say(f"{error.filename or 'the disk'}: {error.strerror}: make room or choose another --out")
+        say(f"{error.filename or 'the disk'}: {error.strerror}: {_ADVICE[error.errno]}")
         leave(FAILED)
 
 

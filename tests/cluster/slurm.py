@@ -68,7 +68,7 @@ def missing() -> str | None:
     if os.geteuid() != 0:
         return "needs root, for network namespaces"
     if not all(shutil.which(program) for program in PROGRAMS):
-        _install()
+        install(PACKAGES)
     if absent := [program for program in PROGRAMS if not shutil.which(program)]:
         return f"{', '.join(absent)} is not installed, and apt-get could not install it"
     trial = subprocess.run(
@@ -79,12 +79,13 @@ def missing() -> str | None:
     return None
 
 
-def _install() -> None:
+def install(packages: Sequence[str]) -> None:
+    """Install Debian's packages, where they can be; whoever asks looks whether they are there."""
     if shutil.which("apt-get") is None:
         return
     # RUNLEVEL=1 keeps the packages from starting services of their own.
     environment = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
         subprocess.run(
             ["apt-get", "-qq", *command], env=environment, capture_output=True, timeout=600
         )
