@@ -61,7 +61,7 @@ class RayJobs:
         try:
             with _no_other_address():
                 self._client = JobSubmissionClient(url)
-            answer = self._client._do_request("GET", "/api/version")
+            answer = self._client._do_request("GET", "/api/version", timeout=GONE)
         except Exception as error:
             raise RequestError(f"--ray {url}: {_why(error)}") from None
         theirs = answer.json().get("ray_version")
@@ -129,7 +129,7 @@ class RayJobs:
     def _ask(self, method: str, path: str) -> Any:
         """The dashboard's answer; None where it knows no such thing."""
         try:
-            answer = self._client._do_request(method, path)
+            answer = self._client._do_request(method, path, timeout=GONE)
             if answer.status_code not in (200, 404):
                 raise RuntimeError(f"{answer.text.strip()} (status {answer.status_code})")
             return answer.json() if answer.status_code == 200 else None
@@ -144,8 +144,10 @@ class RayJobs:
         RequestError
             The cluster does not answer.
         """
-        found = self._ask("GET", "/api/v0/nodes?detail=false")["data"]["result"]["result"]
-        return sum(node["state"] == "ALIVE" for node in found)
+        answer = self._ask("GET", "/api/v0/nodes?detail=false")
+        if answer is None:
+            raise RequestError(f"--ray {self.url}: the dashboard lists no nodes")
+        return sum(node["state"] == "ALIVE" for node in answer["data"]["result"]["result"])
 
     def await_nodes(self, number: int) -> None:
         """Wait until so many nodes have joined.
@@ -153,11 +155,20 @@ class RayJobs:
         Raises
         ------
         Stopped
-            They did not within ten minutes.
+            They did not within ten minutes, or the cluster went away.
         """
-        deadline = time.monotonic() + JOINING
-        while (alive := self.nodes()) < number:
-            if time.monotonic() > deadline:
+        alive, began = 0, time.monotonic()
+        heard = began
+        while True:
+            now = time.monotonic()
+            try:
+                alive, heard = self.nodes(), now
+            except RequestError as error:
+                if now - heard > GONE:
+                    raise Stopped(f"the cluster no longer answers: {error}") from None
+            if alive >= number:
+                return
+            if now - began > JOINING:
                 raise Stopped(
                     f"{alive} of {number} nodes joined the Ray cluster within {JOINING:.0f} s"
                 )

@@ -163,6 +163,22 @@ def test_nodes_that_do_not_come(dashboard: Dashboard, monkeypatch: pytest.Monkey
         RayJobs(dashboard.url).await_nodes(2)
 
 
+def test_a_dashboard_that_is_not_ready_yet(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = RayJobs(dashboard.url)
+    ready = (200, {"data": {"result": {"result": [{"state": "ALIVE"}]}}})
+    dashboard.answers["/api/v0/nodes"] = (500, "not ready")
+    later = threading.Timer(0.3, dashboard.answers.update, [{"/api/v0/nodes": ready}])
+    later.start()
+    jobs.await_nodes(1)
+    later.join()
+    monkeypatch.setattr(ray_jobs, "GONE", 0.2)
+    dashboard.answers["/api/v0/nodes"] = (500, "not ready")
+    with pytest.raises(Stopped, match="no longer answers.*not ready"):
+        jobs.await_nodes(1)
+
+
 @pytest.mark.parametrize("record", [True, False])
 def test_what_a_submission_leaves(
     dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: bool
