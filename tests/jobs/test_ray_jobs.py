@@ -175,7 +175,7 @@ def test_a_dashboard_that_is_not_ready_yet(
     later.join()
     monkeypatch.setattr(ray_jobs, "GONE", 0.2)
     dashboard.answers["/api/v0/nodes"] = (500, "not ready")
-    with pytest.raises(Stopped, match="no longer answers.*not ready"):
+    with pytest.raises(Stopped, match=r"no longer answers.*not ready"):
         jobs.await_nodes(1)
 
 
