@@ -1,8 +1,8 @@
 # A command on one node, without a cluster: analyses, reports, maps.
 
-start_cluster() { :; }
+start_cluster() { begin_scratch; }
 
-stop_cluster() { :; }
+stop_cluster() { end_scratch; }
 
 cluster_lives() { :; }
 

@@ -58,7 +58,8 @@ dask_watch() {
 dask_node() {
   local temporary worker=""
   temporary=$(node_folder) || exit 1
-  trap 'if [[ -n $worker ]]; then kill -TERM "$worker" 2>/dev/null; fi' TERM
+  export TMPDIR=$temporary
+  trap 'if [[ -n $worker ]]; then kill -TERM "$worker" 2>/dev/null; fi' TERM USR2
   (inside dask worker --protocol tls --no-dashboard --nworkers 1 --host "$(own_address)" \
     --nthreads "${SLURM_CPUS_ON_NODE:-1}" --local-directory "$temporary" \
     --scheduler-file "$dask_folder/scheduler.json") &
@@ -68,18 +69,25 @@ dask_node() {
 }
 
 dask_stop() {
-  local pid
-  for pid in "${dask_watch_pid:-}" "${dask_workers_pid:-}" "${dask_scheduler_pid:-}"; do
-    if [[ -n $pid ]]; then
-      kill -TERM "$pid" 2>/dev/null || true
-      while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
-    fi
-  done
+  # srun hands USR2 to every node; TERM would make it kill them at once.
+  end_process "${dask_watch_pid:-}" TERM
+  end_process "${dask_workers_pid:-}" USR2
+  end_process "${dask_scheduler_pid:-}" TERM
   forget_secrets
+}
+
+# Sends a process that is ours a signal, and waits for its end.
+end_process() {
+  if [[ -z $1 ]]; then return; fi
+  kill "-$2" "$1" 2>/dev/null || true
+  while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
 }
 
 forget_secrets() { rm -f "$DEPTHSCOPE_FOLDER/dask-$SLURM_JOB_ID/key"; }
 
-start_cluster() { dask_start; }
+start_cluster() { begin_scratch && dask_start; }
 
-stop_cluster() { dask_stop; }
+stop_cluster() {
+  dask_stop
+  end_scratch
+}

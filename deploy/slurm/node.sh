@@ -26,14 +26,23 @@ own_address() {
 }
 
 # Makes this job's folder on this node, for its owner alone, in place of an earlier start's; its name.
+# Names longer than so many bytes, where a limit is given, lie in /tmp.
 node_folder() {
-  local base=${DEPTHSCOPE_TMP:-${SLURM_TMPDIR:-/tmp}} name
+  local base=${DEPTHSCOPE_TMP:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}} name
   name=ds-$SLURM_JOB_ID-${SLURM_NODEID:-0}
-  # Ray's sockets lie 66 bytes further down, and the path of a socket has 107 at most.
-  if ((${#base} + ${#name} > 40)); then
-    say "$base is too long for the paths of Ray's sockets: /tmp is used"
+  if ((${#base} + ${#name} >= ${1:-4096})); then
+    say "$base is too long for the paths of sockets: /tmp is used"
     base=/tmp
   fi
   rm -rf "${base:?}/$name"
   mkdir -m 700 "$base/$name" && echo "$base/$name"
 }
+
+# Gives this script's commands a folder for what they spill or leave behind; it goes with the job.
+begin_scratch() {
+  scratch=$(node_folder) || return 1
+  # Other nodes have none of this name, but the same place.
+  export DEPTHSCOPE_TMP=${scratch%/*} TMPDIR=$scratch
+}
+
+end_scratch() { if [[ -n ${scratch:-} ]]; then rm -rf "$scratch"; fi; }

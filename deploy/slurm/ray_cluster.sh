@@ -24,7 +24,8 @@ free_ports() {
 ray_node() {
   local temporary address ray="" ending=""
   address=$(own_address)
-  temporary=$(node_folder) || exit 1
+  # Ray's sockets lie 66 bytes further down, and the path of a socket has 107 at most.
+  temporary=$(node_folder 41) || exit 1
   # What Ray's processes leave beside Ray's own folder goes with it.
   export TMPDIR=$temporary
   trap 'ending=1; if [[ -n $ray ]]; then kill -TERM "$ray" 2>/dev/null; fi' USR2

@@ -178,6 +178,20 @@ class Slurm:
             raise TimeoutError(f"{error}: {self.job(number)}\n{self.log(number)}") from None
         return self.state(number)
 
+    def nothing_left(self, number: str) -> None:
+        """Check that no process, folder or secret of a job is left."""
+
+        def none() -> bool:
+            running = [m.processes("ray") for m in self.network.machines.values()]
+            return not any(running)
+
+        wait_until(f"the end of every process of job {number}", none, 60)
+        for machine in self.network.machines.values():
+            for pattern in ("ds-*", "pymp-*", "torchinductor*", "ray*"):
+                assert list((machine.folder / "tmp").glob(pattern)) == []
+        assert list((self.shared / "state").rglob(f"token-{number}")) == []
+        assert list((self.shared / "state").rglob("key")) == []
+
     def start_node(self, name: str) -> None:
         """Boot a node."""
         (self.folder / name / "spool").mkdir(parents=True, exist_ok=True)

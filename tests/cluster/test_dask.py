@@ -62,3 +62,4 @@ def test_nodes_of_the_same_job(study: Study, store: Path) -> None:
     assert slurm.ended(number, 300) == "COMPLETED", slurm.log(number)
     assert "Dask scheduler at tls://10.213.87." in slurm.log(number)
     same_as_here(store, study)
+    slurm.nothing_left(number)

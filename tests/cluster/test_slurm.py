@@ -35,20 +35,6 @@ def begun(study: Study, store: Path, number: str, least: int = 2) -> None:
     wait_until("the first commits", enough, 240)
 
 
-def nothing_left(slurm: Slurm, number: str) -> None:
-    """No process, folder or token of a job is left."""
-
-    def none() -> bool:
-        running = [m.processes("ray") for m in slurm.network.machines.values()]
-        return not any(running)
-
-    wait_until(f"the end of every process of job {number}", none, 60)
-    for machine in slurm.network.machines.values():
-        for pattern in ("ds-*", "pymp-*", "torchinductor*", "ray*"):
-            assert list((machine.folder / "tmp").glob(pattern)) == []
-    assert list((slurm.shared / "state").rglob(f"token-{number}")) == []
-
-
 def test_a_study_on_both_nodes(study: Study) -> None:
     slurm, store = study.slurm, study.slurm.shared / "both"
     number = study.submit(store)
@@ -60,7 +46,7 @@ def test_a_study_on_both_nodes(study: Study) -> None:
     listed = slurm.depthscope("jobs")
     assert f"slurm:{number}" in listed
     assert "completed" in listed
-    nothing_left(slurm, number)
+    slurm.nothing_left(number)
 
 
 def _locked(slurm: Slurm, number: str) -> None:
@@ -129,7 +115,7 @@ def test_ray_cannot_start(study: Study) -> None:
     assert slurm.ended(number) == "FAILED"
     assert slurm.log(number).splitlines()[-1].endswith("Ray did not start on n1")
     assert not store.exists()
-    nothing_left(slurm, number)
+    slurm.nothing_left(number)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +179,7 @@ def test_cancelled_and_submitted_again(study: Study) -> None:
     begun(study, store, number)
     slurm.depthscope("jobs", number, "--stop")
     assert slurm.ended(number) == "CANCELLED"
-    nothing_left(slurm, number)
+    slurm.nothing_left(number)
     again = study.submit(store)
     assert slurm.ended(again, 300) == "COMPLETED", slurm.log(again)
     study.is_whole(store)
