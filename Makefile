@@ -27,8 +27,8 @@ types: $(VENV)/.installed
 tests: $(VENV)/.installed $(VENV)/.browser
 	$(BIN)/python -m pytest --ignore=tests/cluster -n 2 --dist loadfile --no-loadscope-reorder
 
-# A real Slurm of two nodes in namespaces, which the tests install and start themselves as root; they
-# say so and are skipped where that is impossible.
+# A real Slurm of two nodes in namespaces, and the container image, which the tests install, start and
+# build themselves as root; they say so and are skipped where that is impossible.
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/cluster
 
