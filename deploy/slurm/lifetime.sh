@@ -23,7 +23,7 @@ say() { printf 'depthscope: %s\n' "$*" >&2; }
 forget_secrets() { :; }
 
 # Whether Slurm means the job to run; it sets another state before it ends a job's processes.
-job_runs() { [[ $(timeout 10 squeue -h -j "$SLURM_JOB_ID" -o %T 2>/dev/null) == RUNNING* ]]; }
+job_runs() { [[ $(timeout 3 squeue -h -j "$SLURM_JOB_ID" -o %T 2>/dev/null) == RUNNING* ]]; }
 
 on_signal() {
   stopping=$1

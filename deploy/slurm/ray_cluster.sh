@@ -66,9 +66,19 @@ on_term() {
     return
   fi
   ending=1
-  # Slurm is ending every process of the job, and Ray would drain for as long as Slurm waits: without
-  # its first process the others end at once, and the folder can go in time.
+  # Slurm is ending every process of the job, and Ray would drain for as long as Slurm waits, its
+  # workers longer still where Slurm does not find them: without them the folder can go in time.
   if [[ -n $ray ]]; then kill -KILL "$ray" 2>/dev/null; fi
+  end_users_of "$temporary"
+  end_users_of "$temporary"
+}
+
+# Ends the processes, of those that are ours, that have files open in a folder.
+end_users_of() {
+  local users
+  users=$(find /proc/[0-9]*/fd -lname "$1/*" 2>/dev/null | cut -d/ -f3 | sort -u)
+  # shellcheck disable=SC2086  # process ids are words
+  if [[ -n $users ]]; then kill -KILL $users 2>/dev/null; fi
 }
 
 start_cluster() {
@@ -88,7 +98,7 @@ start_cluster() {
   head_port=${ports[0]} dashboard_port=${ports[1]} client_port=${ports[2]} raylet_port=${ports[3]}
   export head_address head_port dashboard_port client_port raylet_port
   local node_script
-  node_script="$(declare -f say job_runs listens inside own_address node_folder on_term ray_node); ray_node"
+  node_script="$(declare -f say job_runs listens inside own_address node_folder end_users_of on_term ray_node); ray_node"
   srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     --overlap --mem=0 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" --no-kill --kill-on-bad-exit=0 \
     --wait=0 --export=ALL bash -c "$node_script" &
