@@ -76,13 +76,6 @@ dask_stop() {
   forget_secrets
 }
 
-# Sends a process that is ours a signal, and waits for its end.
-end_process() {
-  if [[ -z $1 ]]; then return; fi
-  kill "-$2" "$1" 2>/dev/null || true
-  while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
-}
-
 forget_secrets() { rm -f "$DEPTHSCOPE_FOLDER/dask-$SLURM_JOB_ID/key"; }
 
 start_cluster() { begin_scratch && dask_start; }

@@ -1,4 +1,4 @@
-# What the other wrappers need of a node: the container, its address, a folder for temporary files.
+# What the other wrappers need of a node: the container, its address, processes, temporary files.
 #
 # Settings: DEPTHSCOPE_CONTAINER (an Apptainer image; off by default), DEPTHSCOPE_CONTAINER_OPTIONS
 # (further words for it), DEPTHSCOPE_INTERFACE (such as ib0), DEPTHSCOPE_TMP (node-local folder, short).
@@ -23,6 +23,13 @@ own_address() {
   fi
   if [[ -z $found ]]; then found=$(hostname -I | awk '{print $1}'); fi
   echo "$found"
+}
+
+# Sends a process that is ours a signal, and waits for its end.
+end_process() {
+  if [[ -z $1 ]]; then return; fi
+  kill "-$2" "$1" 2>/dev/null || true
+  while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
 }
 
 # Makes this job's folder on this node, for its owner alone, in place of an earlier start's; its name.

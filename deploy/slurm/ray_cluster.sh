@@ -69,6 +69,7 @@ on_term() {
   # Slurm is ending every process of the job, and Ray would drain for as long as Slurm waits, its
   # workers longer still where Slurm does not find them: without them the folder can go in time.
   if [[ -n $ray ]]; then kill -KILL "$ray" 2>/dev/null; fi
+  # Once more for those that were being started meanwhile.
   end_users_of "$temporary"
   end_users_of "$temporary"
 }
@@ -131,11 +132,8 @@ run_command() {
 forget_secrets() { rm -f "${RAY_AUTH_TOKEN_PATH:-}"; }
 
 stop_cluster() {
-  if [[ -n ${cluster_pid:-} ]]; then
-    # srun hands this signal to every node; TERM would make it kill them at once.
-    kill -USR2 "$cluster_pid" 2>/dev/null || true
-    while kill -0 "$cluster_pid" 2>/dev/null; do wait "$cluster_pid" || true; done
-  fi
+  # srun hands this signal to every node; TERM would make it kill them at once.
+  end_process "${cluster_pid:-}" USR2
   rm -f "${head_ended:-}"
   forget_secrets
 }
